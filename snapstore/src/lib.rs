@@ -1,0 +1,13 @@
+//! Snapshot stores for the data directories of running programs.
+//!
+//! The words (height, epoch, head, snapshot, view, layer, lineage) are explained in docs/ARCHITECTURE.md.
+//! This crate knows nothing of FUSE and nothing of command lines.
+
+pub mod backend;
+pub mod control;
+pub mod diff;
+mod error;
+mod types;
+
+pub use error::{Error, Result};
+pub use types::*;

@@ -4,9 +4,13 @@
 //! This crate knows nothing of FUSE and nothing of command lines.
 
 pub mod backend;
+pub mod chunk;
 pub mod control;
 pub mod diff;
 mod error;
+pub mod locate;
+pub mod procs;
+pub mod progress;
 mod types;
 
 pub use error::{Error, Result};

@@ -24,6 +24,10 @@ pub const PROTOCOL: u32 = 1;
 /// The name of the socket inside the store.
 pub const SOCKET_NAME: &str = "control.sock";
 
+/// The extended attribute of a mounted root that tells where the control socket is. It answers when asked by name and
+/// is never listed. The value goes through `/proc/PID/fd/N`, since the store may lie beneath the mount.
+pub const CONTROL_XATTR: &str = "user.tmfs.control";
+
 /// One side of a diff.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,0 +1,48 @@
+//! The chunk backend: redirect-on-write layers on any file system.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::locate::Located;
+use crate::progress::Progress;
+use crate::types::Height;
+
+/// How a store is opened.
+#[derive(Clone, Default, Debug)]
+pub struct OpenOptions {
+    /// No background threads of its own (sealing and reclaim then run in [`Backend::settle`] and on close).
+    pub no_background: bool,
+}
+
+/// What opening a store that was not closed cleanly found.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Recovery {
+    /// Whether the store had been closed cleanly.
+    pub clean: bool,
+    /// Snapshots that were not yet durable when the power or the daemon went, and are gone.
+    pub dropped: Vec<Height>,
+    /// Layer files that no committed metadata referred to.
+    pub orphan_layers: u64,
+}
+
+/// Opens a store: takes its lock, recovers it if need be. The path is that of the store itself.
+pub fn open(store: &Path, options: &OpenOptions) -> Result<(Arc<dyn Backend>, Recovery)> {
+    let _ = (store, options);
+    unreachable!("not yet")
+}
+
+/// Makes `data_dir` a tmfs data dir: its files become the base layers, by rename. Goes on with an adoption that was
+/// interrupted; returns at once for one that is complete. `store` is where to keep everything (default: a hidden
+/// directory beside `data_dir`, or inside it when it is a mount point).
+pub fn adopt(data_dir: &Path, store: Option<&Path>, progress: &dyn Progress) -> Result<Located> {
+    let _ = (data_dir, store, progress);
+    unreachable!("not yet")
+}
+
+/// Makes `data_dir` a plain directory again, as its live head is; history is dropped. It must not be mounted.
+pub fn eject(data_dir: &Path, store: Option<&Path>, progress: &dyn Progress) -> Result<PathBuf> {
+    let _ = (data_dir, store, progress);
+    unreachable!("not yet")
+}

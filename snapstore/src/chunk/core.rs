@@ -104,6 +104,8 @@ pub(crate) struct Core {
     /// Layers whose latest state the metadata on the disk does not have.
     pinned: Mutex<HashMap<(Ino, EpochId), Arc<Layer>>>,
     contents: Mutex<HashMap<(Ino, ScopeKey), Weak<Content>>>,
+    /// Counts changes of layers under open files.
+    folds: AtomicU64,
     /// Files that no row will refer to after the next commit.
     discarded: Mutex<Vec<(Ino, LayerFile)>>,
     doomed: Mutex<Vec<(Ino, LayerFile)>>,
@@ -185,6 +187,7 @@ impl Core {
             live: Mutex::default(),
             pinned: Mutex::default(),
             contents: Mutex::default(),
+            folds: AtomicU64::new(0),
             discarded: Mutex::default(),
             doomed: Mutex::default(),
             promised: Mutex::default(),
@@ -273,12 +276,15 @@ impl Core {
 
     /// The layer that a row stands for: the one in use, or loaded now.
     pub(crate) fn layer(&self, ino: Ino, epoch: EpochId, row: &[u8]) -> Result<Arc<Layer>> {
-        if let Some(layer) = self.live_layer(ino, epoch) {
+        let row = LayerRow::decode(row)?;
+        // A sealed layer in memory that differs from its row is one that folding has replaced just now.
+        let is_current = |layer: &Arc<Layer>| !row.sealed || layer.state.read().matches(&row);
+        if let Some(layer) = self.live_layer(ino, epoch).filter(is_current) {
             return Ok(layer);
         }
-        let loaded = Arc::new(Layer::load(&*self.disk, ino, epoch, LayerRow::decode(row)?)?);
+        let loaded = Arc::new(Layer::load(&*self.disk, ino, epoch, row.clone())?);
         let mut live = self.live.lock();
-        if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade) {
+        if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade).filter(is_current) {
             return Ok(layer);
         }
         if live.len() >= 1024 && live.len().is_power_of_two() {
@@ -294,6 +300,7 @@ impl Core {
 
     /// Forgets layers that folding has replaced, and lets every open file take its stack anew.
     pub(crate) fn layers_replaced(&self, ino: Ino, epochs: &[EpochId]) -> Result<()> {
+        self.folds.fetch_add(1, Ordering::AcqRel);
         {
             let mut live = self.live.lock();
             for &epoch in epochs {
@@ -362,15 +369,22 @@ impl Core {
         if let Some(content) = self.contents.lock().get(&key).and_then(Weak::upgrade) {
             return Ok(content);
         }
+        let folds = self.folds.load(Ordering::Acquire);
         let loaded = Arc::new(Content::load(self, scope.clone(), ino)?);
-        let mut contents = self.contents.lock();
-        if let Some(content) = contents.get(&key).and_then(Weak::upgrade) {
-            return Ok(content);
+        {
+            let mut contents = self.contents.lock();
+            if let Some(content) = contents.get(&key).and_then(Weak::upgrade) {
+                return Ok(content);
+            }
+            if contents.len() >= 1024 && contents.len().is_power_of_two() {
+                contents.retain(|_, c| c.strong_count() > 0);
+            }
+            contents.insert(key, Arc::downgrade(&loaded));
         }
-        if contents.len() >= 1024 && contents.len().is_power_of_two() {
-            contents.retain(|_, c| c.strong_count() > 0);
+        // What was folded before the content could be found by `layers_replaced` is taken in here.
+        if self.folds.load(Ordering::Acquire) != folds {
+            loaded.reload(self)?;
         }
-        contents.insert(key, Arc::downgrade(&loaded));
         Ok(loaded)
     }
 

@@ -88,6 +88,15 @@ impl LayerState {
         }
     }
 
+    /// Whether a row says the same about where the layer's bytes are.
+    pub(crate) fn matches(&self, row: &LayerRow) -> bool {
+        self.file == row.file
+            && self.size == row.size
+            && self.limit == row.limit
+            && self.chunks == row.chunks
+            && self.zeroed == row.zeroed
+    }
+
     fn row(&self) -> LayerRow {
         LayerRow {
             file: self.file,

@@ -78,6 +78,16 @@ pub(crate) struct EpochRow {
     /// Chunks with data that its tree sees, once sealed.
     #[serde(default)]
     pub chunks: u64,
+    /// The same of the tree it began from, once that is sealed.
+    #[serde(default)]
+    pub base: Option<u64>,
+}
+
+impl EpochRow {
+    /// An epoch that begins now.
+    pub(crate) fn begun(parent: Option<EpochId>, base: Option<u64>) -> EpochRow {
+        EpochRow { parent, sealed: false, chunks: 0, base }
+    }
 }
 
 /// The tree of all epochs.
@@ -150,7 +160,7 @@ mod tests {
         let mut t = EpochTree::default();
         for &(epoch, parent) in pairs {
             let parent = (parent != 0).then_some(EpochId(parent));
-            t.insert(EpochId(epoch), EpochRow { parent, sealed: true, chunks: 0 });
+            t.insert(EpochId(epoch), EpochRow { sealed: true, ..EpochRow::begun(parent, None) });
         }
         t
     }

@@ -525,6 +525,21 @@ impl Meta {
         Ok(out)
     }
 
+    /// How many committed rows an epoch has; counts no further than `most`.
+    pub(crate) fn count_touched(&self, epoch: EpochId, most: u64) -> Result<u64> {
+        let (start, end) = (epoch.0.to_be_bytes(), (epoch.0 + 1).to_be_bytes());
+        let view = self.view();
+        let mut count = 0;
+        for entry in view.touched.range::<&[u8]>(&start[..]..&end[..]).map_err(database)? {
+            entry.map_err(database)?;
+            count += 1;
+            if count == most {
+                break;
+            }
+        }
+        Ok(count)
+    }
+
     /// The layers changed in an epoch, committed or not, in order of their inodes.
     pub(crate) fn touched_layers(&self, epoch: EpochId) -> Result<Vec<Ino>> {
         let mut inos: Vec<Ino> = {

@@ -1,9 +1,11 @@
 //! The chunk backend: redirect-on-write layers on any file system.
 
+mod account;
 mod acl;
 mod content;
 mod core;
 mod file;
+mod fold;
 mod format;
 mod head;
 mod layer;

@@ -354,7 +354,7 @@ pub(crate) fn initialize(disk: &dyn Disk, root: InodeRow) -> Result<()> {
     let head = HeadRow { epoch: first, serial: 1 };
     meta.rewrite(|w| {
         w.put(&Key::inode(Ino::ROOT), first, Some(&root.encode()))?;
-        w.control(&epoch_row(first), Some(&json(&EpochRow { parent: None, sealed: false, chunks: 0 })))?;
+        w.control(&epoch_row(first), Some(&json(&EpochRow::begun(None, Some(0)))))?;
         w.control("head", Some(&json(&head)))?;
         w.control("next_epoch", Some(b"2"))?;
         w.control("next_ino", Some(b"2"))?;

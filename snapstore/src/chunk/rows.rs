@@ -69,6 +69,11 @@ impl Key {
         Key::short(XATTR, ino).0.into_vec()
     }
 
+    /// What all inode rows begin with.
+    pub(crate) fn inodes() -> Vec<u8> {
+        vec![INODE]
+    }
+
     fn short(kind: u8, ino: Ino) -> Key {
         let mut key = [0; 9];
         key[0] = kind;

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use super::core::Core;
 use super::layer::Layer;
-use super::lineage::Lineage;
+use super::lineage::{EpochRow, Lineage};
 use super::rows::{InodeRow, Key, KeyKind, LayerRow, Row};
 use super::snapshots::{epoch_row, json, snapshot_row};
 use super::space;
@@ -42,13 +42,19 @@ impl Core {
         }
         grown -= self.gone_chunks(epoch, parent)?;
         let mut c = self.control.lock();
-        let before = parent.and_then(|p| c.tree.get(p)).map_or(0, |p| p.chunks);
         let mut rows = Vec::new();
+        let mut chunks = 0;
         if let Some(row) = c.tree.get_mut(epoch) {
-            row.chunks = before.saturating_add_signed(grown);
-            let mut sealed = *row;
-            sealed.sealed = true;
+            chunks = row.base.unwrap_or(0).saturating_add_signed(grown);
+            row.chunks = chunks;
+            let sealed = EpochRow { sealed: true, ..*row };
             rows.push((epoch_row(epoch), Some(json(&sealed))));
+        }
+        for child in c.tree.children(epoch).to_vec() {
+            if let Some(row) = c.tree.get_mut(child) {
+                row.base = Some(chunks);
+                rows.push((epoch_row(child), Some(json(row))));
+            }
         }
         if let Some(snapshot) = c.snapshots.get(&epoch) {
             let mut durable = snapshot.clone();

@@ -151,7 +151,8 @@ impl Core {
         let epoch = c.next_epoch;
         let parent = parent.unwrap_or(frozen);
         c.next_epoch = EpochId(epoch.0 + 1);
-        let row = EpochRow { parent: Some(parent), sealed: false, chunks: 0 };
+        let base = c.tree.get(parent).filter(|p| p.sealed).map(|p| p.chunks);
+        let row = EpochRow::begun(Some(parent), base);
         c.tree.insert(epoch, row);
         let lineage = match parent == frozen {
             true => head.lineage.extended(&c.tree, epoch),

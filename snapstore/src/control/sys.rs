@@ -15,3 +15,12 @@ pub fn get_xattr(path: &Path, name: &CStr) -> io::Result<Vec<u8>> {
     value.truncate(len);
     Ok(value)
 }
+
+/// Sets an extended attribute: for tests that play a mounted root.
+#[cfg(test)]
+pub fn set_xattr(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: both names are NUL-terminated and outlive the call, which reads `value.len()` bytes of `value`.
+    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

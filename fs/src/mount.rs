@@ -165,7 +165,8 @@ fn attach_directly(point: &Path, mode: u32) -> Result<OwnedFd, MountError> {
         getegid(),
     );
     // Device nodes and set-id programs of the data dir go on working as they did before it was mounted.
-    nix::mount::mount(Some(SOURCE), point, Some(KIND), MsFlags::empty(), Some(data.as_str())).map_err(failed)?;
+    nix::mount::mount(Some(SOURCE), point, Some(KIND), MsFlags::empty(), Some(data.as_str()))
+        .map_err(failed)?;
     Ok(device.into())
 }
 

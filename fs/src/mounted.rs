@@ -187,7 +187,8 @@ impl Mounted {
     /// and so an unlinked file on the disk.
     pub(crate) fn drop_path_of(&self, ino: Ino) {
         if let Some(kernel) = self.kernel()
-            && let Err(error) = kernel.forget_name(crate::node::Virtual::Inodes.id(), OsStr::new(&ino.to_string()))
+            && let Err(error) =
+                kernel.forget_name(crate::node::Virtual::Inodes.id(), OsStr::new(&ino.to_string()))
         {
             tracing::debug!(%ino, %error, "the kernel keeps a name of @ino");
         }

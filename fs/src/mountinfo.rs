@@ -21,7 +21,7 @@ pub(crate) struct Mount {
 /// The topmost mount at exactly this path, which must be absolute and free of symlinks.
 pub(crate) fn at(path: &Path) -> io::Result<Option<Mount>> {
     let text = std::fs::read("/proc/self/mountinfo")?;
-    Ok(text.split(|byte| *byte == b'\n').filter_map(parse).filter(|mount| mount.point == path).next_back())
+    Ok(text.split(|byte| *byte == b'\n').filter_map(parse).rfind(|mount| mount.point == path))
 }
 
 fn parse(line: &[u8]) -> Option<Mount> {
@@ -60,7 +60,8 @@ mod tests {
 
     #[test]
     fn a_line_is_taken_apart() {
-        let line = br"36 35 0:53 / /srv/my\040data rw,relatime shared:7 master:2 - fuse.tmfs tmfs rw,user_id=0";
+        let line =
+            br"36 35 0:53 / /srv/my\040data rw,relatime shared:7 master:2 - fuse.tmfs tmfs rw,user_id=0";
         let mount = parse(line).unwrap();
         assert_eq!(mount.device, "0:53");
         assert_eq!(mount.point, Path::new("/srv/my data"));

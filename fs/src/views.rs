@@ -53,7 +53,9 @@ impl Views {
     /// The node of a view that was reached by `name`, counting one reference to its root.
     pub fn enter(&self, view: View, name: OsString) -> Arc<ViewNode> {
         let mut table = self.table.write();
-        if let Some(node) = table.by_name.get(&(view.epoch, name.clone())).and_then(|tag| table.by_tag.get(tag)) {
+        if let Some(node) =
+            table.by_name.get(&(view.epoch, name.clone())).and_then(|tag| table.by_tag.get(tag))
+        {
             node.references.fetch_add(1, Ordering::Relaxed);
             return node.clone();
         }

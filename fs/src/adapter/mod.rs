@@ -25,10 +25,10 @@ use std::thread;
 use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use snapstore::backend::{SetAttr, WriteOrigin};
 use snapstore::{FileKind, Timestamp};
@@ -56,7 +56,12 @@ pub struct Session {
 
 impl Session {
     /// Shakes hands with the kernel over the descriptor of a mount that was just made.
-    pub fn new(mounted: Arc<Mounted>, device: OwnedFd, wanted: Wanted, workers: usize) -> io::Result<Session> {
+    pub fn new(
+        mounted: Arc<Mounted>,
+        device: OwnedFd,
+        wanted: Wanted,
+        workers: usize,
+    ) -> io::Result<Session> {
         let mut config = fuser::Config::default();
         config.n_threads = Some(workers);
         // A queue of its own for each worker.
@@ -102,13 +107,21 @@ impl Adapter {
         requests.count(kind);
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
             requests.count_panic();
-            tracing::error!(request = kind.name(), "a request handler panicked: answered EIO; please report this");
+            tracing::error!(
+                request = kind.name(),
+                "a request handler panicked: answered EIO; please report this"
+            );
             Err(Errno(libc::EIO))
         })
     }
 
     /// Runs a handler's work inside the tree, and sends the reply before the tree is left.
-    fn serve<T>(&self, kind: Kind, work: impl FnOnce(&Entered<'_>) -> Result<T>, reply: impl FnOnce(Result<T>)) {
+    fn serve<T>(
+        &self,
+        kind: Kind,
+        work: impl FnOnce(&Entered<'_>) -> Result<T>,
+        reply: impl FnOnce(Result<T>),
+    ) {
         let tree = self.mounted.tree.enter();
         reply(self.run(kind, || work(&tree)));
     }
@@ -116,17 +129,28 @@ impl Adapter {
     /// Runs work on a thread of its own.
     fn aside(&self, kind: Kind, work: impl FnOnce(&Adapter) + Send + 'static) {
         let adapter = Adapter { mounted: self.mounted.clone(), wanted: self.wanted };
-        let spawned = thread::Builder::new().name(format!("tmfs-{}", kind.name())).spawn(move || work(&adapter));
+        let spawned =
+            thread::Builder::new().name(format!("tmfs-{}", kind.name())).spawn(move || work(&adapter));
         if let Err(error) = spawned {
             // The reply went with the closure: its drop has answered EIO.
             tracing::error!(%error, "no thread for a request");
         }
     }
 
-    fn make(&self, kind: Kind, req: &Request, parent: INodeNo, name: &OsStr, what: &Make<'_>, reply: ReplyEntry) {
-        self.serve(kind, |tree| tree.make(caller(req), node(parent), name, what).map(Found::Entry), |found| {
-            send_entry(found, reply)
-        });
+    fn make(
+        &self,
+        kind: Kind,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        what: &Make<'_>,
+        reply: ReplyEntry,
+    ) {
+        self.serve(
+            kind,
+            |tree| tree.make(caller(req), node(parent), name, what).map(Found::Entry),
+            |found| send_entry(found, reply),
+        );
     }
 }
 
@@ -170,9 +194,11 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.serve(Kind::Lookup, |tree| tree.lookup(caller(req), node(parent), name), |found| {
-            send_entry(found, reply)
-        });
+        self.serve(
+            Kind::Lookup,
+            |tree| tree.lookup(caller(req), node(parent), name),
+            |found| send_entry(found, reply),
+        );
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -183,10 +209,14 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(Kind::GetAttr, |tree| tree.get_attr(node(ino)), |result| match result {
-            Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(node(ino), &attr)),
-            Err(e) => reply.error(errno(e)),
-        });
+        self.serve(
+            Kind::GetAttr,
+            |tree| tree.get_attr(node(ino)),
+            |result| match result {
+                Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(node(ino), &attr)),
+                Err(e) => reply.error(errno(e)),
+            },
+        );
     }
 
     fn setattr(
@@ -218,20 +248,37 @@ impl Filesystem for Adapter {
             drop_privileges: false,
         };
         let fh = fh.map(|fh| fh.0);
-        self.serve(Kind::SetAttr, |tree| tree.set_attr(caller(req), node(ino), fh, set), |result| match result {
-            Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(node(ino), &attr)),
-            Err(e) => reply.error(errno(e)),
-        });
+        self.serve(
+            Kind::SetAttr,
+            |tree| tree.set_attr(caller(req), node(ino), fh, set),
+            |result| match result {
+                Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(node(ino), &attr)),
+                Err(e) => reply.error(errno(e)),
+            },
+        );
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.serve(Kind::ReadLink, |tree| tree.read_link(node(ino)), |result| match result {
-            Ok(target) => reply.data(&target),
-            Err(e) => reply.error(errno(e)),
-        });
+        self.serve(
+            Kind::ReadLink,
+            |tree| tree.read_link(node(ino)),
+            |result| match result {
+                Ok(target) => reply.data(&target),
+                Err(e) => reply.error(errno(e)),
+            },
+        );
     }
 
-    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
         // A mode without a type asks for a regular file.
         let kind = FileKind::from_mode(mode).unwrap_or(FileKind::Regular);
         let what = Make { kind, mode, umask, rdev, target: &[] };
@@ -247,9 +294,11 @@ impl Filesystem for Adapter {
         self.aside(Kind::MkDir, move |adapter| {
             let taken = adapter.run(Kind::MkDir, || adapter.mounted.make_height(&name));
             match taken {
-                Ok(()) => adapter.serve(Kind::Lookup, |tree| tree.lookup(who, node(parent), &name), |found| {
-                    send_entry(found, reply)
-                }),
+                Ok(()) => adapter.serve(
+                    Kind::Lookup,
+                    |tree| tree.lookup(who, node(parent), &name),
+                    |found| send_entry(found, reply),
+                ),
                 Err(e) => reply.error(errno(e)),
             }
         });
@@ -287,9 +336,11 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (from, to) = ((node(parent), name), (node(newparent), newname));
-        self.serve(Kind::Rename, |tree| tree.rename(from, to, rename_mode(flags)?), |result| {
-            send_empty(result, reply)
-        });
+        self.serve(
+            Kind::Rename,
+            |tree| tree.rename(from, to, rename_mode(flags)?),
+            |result| send_empty(result, reply),
+        );
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
@@ -298,10 +349,14 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.serve(Kind::Open, |tree| tree.open(caller(req), node(ino), flags.0), |result| match result {
-            Ok(opened) => reply.opened(FileHandle(opened.fh), FILE),
-            Err(e) => reply.error(errno(e)),
-        });
+        self.serve(
+            Kind::Open,
+            |tree| tree.open(caller(req), node(ino), flags.0),
+            |result| match result {
+                Ok(opened) => reply.opened(FileHandle(opened.fh), FILE),
+                Err(e) => reply.error(errno(e)),
+            },
+        );
     }
 
     fn create(
@@ -364,7 +419,14 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         // Once: the kernel does not ask again. It has written its pages back before asking.
         reply.error(fuser::Errno::ENOSYS);
     }
@@ -392,10 +454,14 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let flags = if decode::is_view(node(ino)) { VIEW_DIRECTORY } else { FopenFlags::empty() };
-        self.serve(Kind::OpenDir, |tree| tree.open_dir(caller(req), node(ino)), |result| match result {
-            Ok(fh) => reply.opened(FileHandle(fh), flags),
-            Err(e) => reply.error(errno(e)),
-        });
+        self.serve(
+            Kind::OpenDir,
+            |tree| tree.open_dir(caller(req), node(ino)),
+            |result| match result {
+                Ok(fh) => reply.opened(FileHandle(fh), flags),
+                Err(e) => reply.error(errno(e)),
+            },
+        );
     }
 
     fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -411,12 +477,26 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdirplus(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         let tree = self.mounted.tree.enter();
         let told = self.run(Kind::ReadDir, || {
             tree.read_dir_plus(caller(req), fh.0, offset, |item, e| {
                 let attr = file_attr(e.id, &e.attr);
-                reply.add(INodeNo(e.id.0), item.next, item.name, &e.entry_ttl, &attr, Generation(e.generation))
+                reply.add(
+                    INodeNo(e.id.0),
+                    item.next,
+                    item.name,
+                    &e.entry_ttl,
+                    &attr,
+                    Generation(e.generation),
+                )
             })
         });
         match told {
@@ -425,8 +505,19 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.serve(Kind::ReleaseDir, |tree| Ok(tree.release_dir(fh.0)), |result| send_empty(result, reply));
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let result = self.run(Kind::ReleaseDir, || {
+            self.mounted.tree.release_dir(fh.0);
+            Ok(())
+        });
+        send_empty(result, reply);
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -437,14 +528,27 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.serve(Kind::StatFs, |tree| tree.stat_fs(), |result| match result {
-            Ok(s) => {
-                let name_max = snapstore::NAME_MAX as u32;
-                let (size, files) = (s.block_size, (s.files, s.files_free));
-                reply.statfs(s.blocks, s.blocks_free, s.blocks_available, files.0, files.1, size, name_max, size)
-            }
-            Err(e) => reply.error(errno(e)),
-        });
+        self.serve(
+            Kind::StatFs,
+            |tree| tree.stat_fs(),
+            |result| match result {
+                Ok(s) => {
+                    let name_max = snapstore::NAME_MAX as u32;
+                    let (size, files) = (s.block_size, (s.files, s.files_free));
+                    reply.statfs(
+                        s.blocks,
+                        s.blocks_free,
+                        s.blocks_available,
+                        files.0,
+                        files.1,
+                        size,
+                        name_max,
+                        size,
+                    )
+                }
+                Err(e) => reply.error(errno(e)),
+            },
+        );
     }
 
     fn setxattr(
@@ -462,15 +566,27 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.serve(Kind::GetXattr, |tree| tree.get_xattr(node(ino), name), |value| send_xattr(value, size, reply));
+        self.serve(
+            Kind::GetXattr,
+            |tree| tree.get_xattr(node(ino), name),
+            |value| send_xattr(value, size, reply),
+        );
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.serve(Kind::ListXattr, |tree| tree.list_xattr(node(ino)), |value| send_xattr(value, size, reply));
+        self.serve(
+            Kind::ListXattr,
+            |tree| tree.list_xattr(node(ino)),
+            |value| send_xattr(value, size, reply),
+        );
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Kind::RemoveXattr, |tree| tree.remove_xattr(node(ino), name), |result| send_empty(result, reply));
+        self.serve(
+            Kind::RemoveXattr,
+            |tree| tree.remove_xattr(node(ino), name),
+            |result| send_empty(result, reply),
+        );
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -506,7 +622,15 @@ impl Filesystem for Adapter {
         send_empty(self.run(Kind::Fallocate, work), reply);
     }
 
-    fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         match self.run(Kind::Seek, || self.mounted.tree.seek(fh.0, offset, whence)) {
             Ok(found) => reply.offset(found),
             Err(e) => reply.error(errno(e)),

@@ -64,7 +64,10 @@ pub struct Requests {
 
 impl Default for Requests {
     fn default() -> Requests {
-        Requests { counts: Kind::NAMES.iter().map(|_| AtomicU64::new(0)).collect(), panics: AtomicU64::new(0) }
+        Requests {
+            counts: Kind::NAMES.iter().map(|_| AtomicU64::new(0)).collect(),
+            panics: AtomicU64::new(0),
+        }
     }
 }
 
@@ -87,6 +90,11 @@ impl Requests {
     /// The counts by name, without those that are 0.
     pub fn by_name(&self) -> BTreeMap<String, u64> {
         let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
-        Kind::NAMES.iter().map(|name| (*name).to_owned()).zip(counts).filter(|(_, count)| *count > 0).collect()
+        Kind::NAMES
+            .iter()
+            .map(|name| (*name).to_owned())
+            .zip(counts)
+            .filter(|(_, count)| *count > 0)
+            .collect()
     }
 }

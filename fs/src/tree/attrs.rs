@@ -24,7 +24,13 @@ impl Entered<'_> {
 
     /// Changes attributes. Whether set-id bits survive is decided here, since the kernel leaves it to the file system:
     /// a change of owner always takes them from a file, a change of size when someone other than root makes it.
-    pub fn set_attr(&self, caller: Caller, id: NodeId, fh: Option<u64>, set: SetAttr) -> Result<(Attr, Duration)> {
+    pub fn set_attr(
+        &self,
+        caller: Caller,
+        id: NodeId,
+        fh: Option<u64>,
+        set: SetAttr,
+    ) -> Result<(Attr, Duration)> {
         let ino = self.live(id)?;
         if let Some(fh) = fh {
             self.tree.check_handle(fh)?;

@@ -39,8 +39,7 @@ impl Entered<'_> {
     pub fn read_dir(&self, fh: u64, offset: u64, mut tell: impl FnMut(&DirItem<'_>) -> bool) -> Result<()> {
         let (_, listing) = self.listing(fh, offset)?;
         for (index, entry) in listing.entries.iter().enumerate().skip(offset as usize) {
-            let item =
-                DirItem { next: index as u64 + 1, name: &entry.name, id: entry.id, kind: entry.kind };
+            let item = DirItem { next: index as u64 + 1, name: &entry.name, id: entry.id, kind: entry.kind };
             if tell(&item) {
                 break;
             }
@@ -69,7 +68,8 @@ impl Entered<'_> {
                 // Told without being looked up: a view is opened only when somebody goes there.
                 _ => self.unopened(listed)?,
             };
-            let item = DirItem { next: index as u64 + 1, name: &listed.name, id: entry.id, kind: entry.attr.kind };
+            let item =
+                DirItem { next: index as u64 + 1, name: &listed.name, id: entry.id, kind: entry.attr.kind };
             if tell(&item, &entry) {
                 if !dots {
                     self.tree.forget_told(entry.id);
@@ -80,18 +80,9 @@ impl Entered<'_> {
         Ok(())
     }
 
-    /// Closes a directory.
-    pub fn release_dir(&self, fh: u64) {
-        self.tree.handles.remove(fh);
-    }
-
     /// An entry that stands for a name without leading anywhere: the kernel must ask again before it uses it.
     fn unopened(&self, listed: &Listed) -> Result<Entry> {
-        let attr = Attr {
-            ino: listed.id.ino(),
-            kind: listed.kind,
-            ..self.virtual_attr(Virtual::Times)?
-        };
+        let attr = Attr { ino: listed.id.ino(), kind: listed.kind, ..self.virtual_attr(Virtual::Times)? };
         let ttl = std::time::Duration::ZERO;
         Ok(Entry { id: listed.id, attr, generation: 0, entry_ttl: ttl, attr_ttl: ttl })
     }
@@ -153,6 +144,11 @@ impl Entered<'_> {
 }
 
 impl MountTree {
+    /// Closes a directory.
+    pub fn release_dir(&self, fh: u64) {
+        self.handles.remove(fh);
+    }
+
     /// The directory of a handle.
     pub fn directory(&self, fh: u64) -> Option<NodeId> {
         match &*self.handles.get(fh)? {

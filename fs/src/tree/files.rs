@@ -49,7 +49,13 @@ impl Entered<'_> {
     }
 
     /// Makes a regular file and opens it.
-    pub fn create(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: (u32, u32)) -> Result<(Entry, Opened)> {
+    pub fn create(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: (u32, u32),
+    ) -> Result<(Entry, Opened)> {
         let (mode, umask) = mode;
         let what = Make { kind: FileKind::Regular, mode, umask, rdev: 0, target: &[] };
         let entry = self.make(caller, parent, name, &what)?;
@@ -111,7 +117,14 @@ impl MountTree {
     }
 
     /// Writes. `unprivileged`: the writer may not leave set-id bits behind.
-    pub fn write(&self, fh: u64, data: &[u8], offset: u64, origin: WriteOrigin, unprivileged: bool) -> Result<()> {
+    pub fn write(
+        &self,
+        fh: u64,
+        data: &[u8],
+        offset: u64,
+        origin: WriteOrigin,
+        unprivileged: bool,
+    ) -> Result<()> {
         let handle = self.handle(fh)?;
         let file = writable(&handle)?;
         within_limit(offset, data.len() as u64)?;

@@ -166,7 +166,10 @@ impl MountTree {
 
     /// Lets `switch` exchange the live head while nobody is in the tree, and takes over what it left live. Gives back
     /// the names that led from the root before and after, and what `switch` answered.
-    pub fn switch<T>(&self, switch: impl FnOnce() -> snapstore::Result<T>) -> snapstore::Result<(Vec<DirName>, T)> {
+    pub fn switch<T>(
+        &self,
+        switch: impl FnOnce() -> snapstore::Result<T>,
+    ) -> snapstore::Result<(Vec<DirName>, T)> {
         let mut live = self.live.write();
         let mut names: Vec<DirName> = live.head.read_dir(Ino::ROOT)?.into_iter().map(|e| e.name).collect();
         let answer = switch()?;

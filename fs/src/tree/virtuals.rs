@@ -95,7 +95,12 @@ impl Entered<'_> {
     }
 
     /// Finds a name in a virtual directory.
-    pub(super) fn lookup_in_virtual(&self, caller: Caller, directory: Virtual, name: &OsStr) -> Result<Found> {
+    pub(super) fn lookup_in_virtual(
+        &self,
+        caller: Caller,
+        directory: Virtual,
+        name: &OsStr,
+    ) -> Result<Found> {
         match directory {
             Virtual::Heights => self.view_entry(self.view_by_height(name)?, name.to_owned()),
             Virtual::Times => {

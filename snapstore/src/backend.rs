@@ -279,6 +279,7 @@ pub struct SwitchReport {
     /// Snapshots of the head that was left: kept, out of sight, until that head is dropped.
     pub hidden_heights: Vec<Height>,
     /// Paths that were carried over, relative to the data dir.
+    #[serde(with = "crate::control::wire_path::list")]
     pub preserved: Vec<PathBuf>,
     /// The inode numbers at the preserved paths in the new head, for callers that cache.
     #[serde(skip)]

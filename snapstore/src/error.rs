@@ -14,7 +14,6 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 #[allow(missing_docs)] // Each message says what the variant means; fields are what the message names.
 pub enum Error {
     // --- File operations: POSIX's own answers.

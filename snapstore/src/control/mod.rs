@@ -1,9 +1,10 @@
 //! Control: what can be asked of a store, whether it is mounted or not.
 //!
 //! A [`Request`] is one verb with its arguments, a [`Reply`] its answer. They travel as one JSON object a line over
-//! the socket `store/control.sock` ([`server`], [`client`]), or are answered in the same process when nothing is
-//! mounted ([`offline`]). The mounted file system implements [`Verbs`] with what only it can do: flushing the kernel's
-//! dirty pages before a cut, and making the kernel forget after a switch.
+//! the socket `store/control.sock` ([`server`], [`client`], their lines in [`wire`]), or are answered in the same
+//! process when nothing is mounted ([`offline`]). What both answer alike stands once, in [`verbs`]. The mounted file
+//! system implements [`Verbs`] with what only it can do: flushing the kernel's dirty pages before a cut, and making
+//! the kernel forget after a switch.
 
 use std::path::PathBuf;
 
@@ -17,6 +18,10 @@ use crate::types::Height;
 pub mod client;
 pub mod offline;
 pub mod server;
+mod sys;
+pub mod verbs;
+pub mod wire;
+pub mod wire_path;
 
 /// The protocol's version, sent with every line. A peer of another version is refused by both sides.
 pub const PROTOCOL: u32 = 1;
@@ -71,6 +76,7 @@ pub enum Request {
     },
     Rollback {
         to: HeightQuery,
+        #[serde(with = "wire_path::list")]
         preserve: Vec<PathBuf>,
         force: bool,
         dry_run: bool,
@@ -93,6 +99,7 @@ pub enum Request {
         a: Side,
         b: Side,
         /// Only below this path, relative to the data dir.
+        #[serde(with = "wire_path::option", default)]
         path: Option<PathBuf>,
     },
     /// Wait until the background work that is due is done.
@@ -121,8 +128,10 @@ pub struct Status {
     /// The daemon's process, or `None` when the store is not mounted.
     pub pid: Option<u32>,
     /// Where it is mounted, or would be.
+    #[serde(with = "wire_path")]
     pub data_dir: PathBuf,
     /// Where everything is kept.
+    #[serde(with = "wire_path")]
     pub store: PathBuf,
     /// What keeps the snapshots.
     pub backend: crate::backend::BackendKind,

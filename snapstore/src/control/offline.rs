@@ -1,1 +1,61 @@
-//! (to be written)
+//! The verbs on a store that is not mounted, in the process that asks.
+
+use std::sync::Arc;
+
+use super::{Failure, FailureKind, Reply, Request, Verbs, verbs};
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::locate::Located;
+
+/// Answers for a store that is not mounted.
+///
+/// Nobody has a file of it open, so a rollback needs no force. Close the backend when done.
+pub struct Offline {
+    backend: Arc<dyn Backend>,
+    located: Located,
+}
+
+impl Offline {
+    /// Answers with this backend, opened for the data dir `located`.
+    pub fn new(backend: Arc<dyn Backend>, located: Located) -> Offline {
+        Offline { backend, located }
+    }
+
+    /// The requests that [`verbs::answer`] leaves to a mount or to us.
+    fn own(&self, request: &Request) -> Result<Reply> {
+        let backend = &*self.backend;
+        match request {
+            Request::Status => verbs::status_base(backend, &self.located).map(Box::new).map(Reply::Status),
+            Request::Snapshot { height, options, wait } => {
+                let taken = backend.snapshot(*height, options)?;
+                if !*wait {
+                    return Ok(Reply::Snapshot(taken));
+                }
+                // Without background threads, only settling seals.
+                backend.settle()?;
+                backend.wait_durable(*height)?;
+                Ok(Reply::Snapshot(crate::backend::SnapshotInfo { durable: true, ..taken }))
+            }
+            Request::Rollback { to, preserve, force: _, dry_run } => {
+                backend.rollback(*to, preserve, *dry_run).map(Reply::Switched)
+            }
+            Request::UndoRollback { force: _, dry_run } => {
+                backend.undo_rollback(*dry_run).map(Reply::Switched)
+            }
+            _ => unreachable!("the rest is answered alike everywhere, or below"),
+        }
+    }
+}
+
+impl Verbs for Offline {
+    fn call(&self, request: Request) -> Result<Reply, Failure> {
+        if request == Request::Unmount {
+            let message = format!("{}: not mounted", self.located.data_dir.display());
+            return Err(Failure { kind: FailureKind::Failed, message });
+        }
+        match verbs::answer(&*self.backend, &request) {
+            Some(answer) => answer,
+            None => self.own(&request).map_err(Failure::from),
+        }
+    }
+}

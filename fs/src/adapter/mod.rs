@@ -1,0 +1,659 @@
+//! The one module that knows the FUSE library: decode, call, reply.
+//!
+//! Handlers look alike on purpose. Each names its kind of request, calls one operation of the tree and sends what it
+//! answers; there is no decision here that a test without a kernel would miss. [`Adapter::run`] counts the request,
+//! catches a panic (a panic that escaped would end the worker thread, and with the last one the mount), and
+//! [`Adapter::serve`] does the same inside the tree. The tree is left only after the reply was sent: see
+//! [`crate::tree`].
+//!
+//! Whatever may take long *and* needs other requests to be answered meanwhile must not run on a worker: a snapshot
+//! asked for by `mkdir` waits for writes that come as requests. Such handlers pass their reply on to a thread of its
+//! own.
+
+mod decode;
+mod init;
+mod requests;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::SystemTime;
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use snapstore::backend::{SetAttr, WriteOrigin};
+use snapstore::{FileKind, Timestamp};
+
+use crate::errno::{Errno, Result};
+use crate::kernel::Kernel;
+use crate::mounted::Mounted;
+use crate::node::NodeId;
+use crate::tree::{Entered, Found, Make, is_heights};
+
+use decode::{caller, errno, file_attr, file_type, negative, node, rename_mode, timestamp, xattr_mode};
+pub use init::Wanted;
+pub use requests::{Kind, Requests};
+
+/// Answers the kernel's requests out of a mounted tree.
+struct Adapter {
+    mounted: Arc<Mounted>,
+    wanted: Wanted,
+}
+
+/// A connection that is ready to be served.
+pub struct Session {
+    session: fuser::Session<Adapter>,
+}
+
+impl Session {
+    /// Shakes hands with the kernel over the descriptor of a mount that was just made.
+    pub fn new(
+        mounted: Arc<Mounted>,
+        device: OwnedFd,
+        wanted: Wanted,
+        workers: usize,
+    ) -> io::Result<Session> {
+        let mut config = fuser::Config::default();
+        config.n_threads = Some(workers);
+        // A queue of its own for each worker.
+        config.clone_fd = std::fs::File::open("/dev/fuse").is_ok();
+        // Who may come in at all is the kernel's decision, made by the mount's options. The library's own check would
+        // refuse the kernel's write-back threads, which come as root.
+        let acl = fuser::SessionACL::All;
+        let session = fuser::Session::from_fd(Adapter { mounted, wanted }, device, acl, config)?;
+        Ok(Session { session })
+    }
+
+    /// What can be told to the kernel over this connection.
+    pub fn kernel(&self) -> Box<dyn Kernel> {
+        Box::new(Notifier(self.session.notifier()))
+    }
+
+    /// Serves until the file system is unmounted.
+    pub fn run(self) -> io::Result<()> {
+        self.session.run()
+    }
+}
+
+struct Notifier(fuser::Notifier);
+
+impl Kernel for Notifier {
+    fn forget_name(&self, dir: NodeId, name: &OsStr) -> io::Result<()> {
+        self.0.inval_entry(INodeNo(dir.0), name)
+    }
+
+    fn forget_content(&self, id: NodeId) -> io::Result<()> {
+        self.0.inval_inode(INodeNo(id.0), 0, 0)
+    }
+
+    fn forget_attributes(&self, id: NodeId) -> io::Result<()> {
+        self.0.inval_inode(INodeNo(id.0), -1, 0)
+    }
+}
+
+impl Adapter {
+    /// Runs a handler's work.
+    fn run<T>(&self, kind: Kind, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let requests = &self.mounted.requests;
+        requests.count(kind);
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+            requests.count_panic();
+            tracing::error!(
+                request = kind.name(),
+                "a request handler panicked: answered EIO; please report this"
+            );
+            Err(Errno(libc::EIO))
+        })
+    }
+
+    /// Runs a handler's work inside the tree, and sends the reply before the tree is left.
+    fn serve<T>(
+        &self,
+        kind: Kind,
+        work: impl FnOnce(&Entered<'_>) -> Result<T>,
+        reply: impl FnOnce(Result<T>),
+    ) {
+        let tree = self.mounted.tree.enter();
+        reply(self.run(kind, || work(&tree)));
+    }
+
+    /// Runs work on a thread of its own.
+    fn aside(&self, kind: Kind, work: impl FnOnce(&Adapter) + Send + 'static) {
+        let adapter = Adapter { mounted: self.mounted.clone(), wanted: self.wanted };
+        let spawned =
+            thread::Builder::new().name(format!("tmfs-{}", kind.name())).spawn(move || work(&adapter));
+        if let Err(error) = spawned {
+            // The reply went with the closure: its drop has answered EIO.
+            tracing::error!(%error, "no thread for a request");
+        }
+    }
+
+    fn make(
+        &self,
+        kind: Kind,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        what: &Make<'_>,
+        reply: ReplyEntry,
+    ) {
+        self.serve(
+            kind,
+            |tree| tree.make(caller(req), node(parent), name, what).map(Found::Entry),
+            |found| send_entry(found, reply),
+        );
+    }
+}
+
+fn send_entry(found: Result<Found>, reply: ReplyEntry) {
+    match found {
+        Ok(Found::Entry(e)) => {
+            let attr = file_attr(e.id, &e.attr);
+            reply.entry_with_ttls(&e.attr_ttl, &e.entry_ttl, &attr, Generation(e.generation));
+        }
+        Ok(Found::Nothing(ttl)) => reply.entry(&ttl, &negative(), Generation(0)),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+fn send_empty(result: Result<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+/// `getxattr` and `listxattr` ask for the size first, with a size of 0.
+fn send_xattr(value: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match value {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+/// A live file may stay cached over its opening, and a view's file all the more: this process is the only writer.
+const FILE: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
+/// A view's directory never changes.
+const VIEW_DIRECTORY: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_CACHE_DIR);
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.mounted.add_limits(init::negotiate(config, self.wanted));
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.serve(
+            Kind::Lookup,
+            |tree| tree.lookup(caller(req), node(parent), name),
+            |found| send_entry(found, reply),
+        );
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        let _ = self.run(Kind::Forget, || {
+            self.mounted.tree.forget(node(ino), nlookup);
+            Ok(())
+        });
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.serve(
+            Kind::GetAttr,
+            |tree| tree.get_attr(node(ino)),
+            |result| match result {
+                Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(node(ino), &attr)),
+                Err(e) => reply.error(errno(e)),
+            },
+        );
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: atime.map(timestamp),
+            mtime: mtime.map(timestamp),
+            ctime: ctime.map(Timestamp::from),
+            drop_privileges: false,
+        };
+        let fh = fh.map(|fh| fh.0);
+        self.serve(
+            Kind::SetAttr,
+            |tree| tree.set_attr(caller(req), node(ino), fh, set),
+            |result| match result {
+                Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(node(ino), &attr)),
+                Err(e) => reply.error(errno(e)),
+            },
+        );
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.serve(
+            Kind::ReadLink,
+            |tree| tree.read_link(node(ino)),
+            |result| match result {
+                Ok(target) => reply.data(&target),
+                Err(e) => reply.error(errno(e)),
+            },
+        );
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        // A mode without a type asks for a regular file.
+        let kind = FileKind::from_mode(mode).unwrap_or(FileKind::Regular);
+        let what = Make { kind, mode, umask, rdev, target: &[] };
+        self.make(Kind::MkNod, req, parent, name, &what, reply);
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        if !is_heights(node(parent)) {
+            let what = Make { kind: FileKind::Directory, mode, umask, rdev: 0, target: &[] };
+            return self.make(Kind::MkDir, req, parent, name, &what, reply);
+        }
+        let (who, name) = (caller(req), name.to_owned());
+        self.aside(Kind::MkDir, move |adapter| {
+            let taken = adapter.run(Kind::MkDir, || adapter.mounted.make_height(&name));
+            match taken {
+                Ok(()) => adapter.serve(
+                    Kind::Lookup,
+                    |tree| tree.lookup(who, node(parent), &name),
+                    |found| send_entry(found, reply),
+                ),
+                Err(e) => reply.error(errno(e)),
+            }
+        });
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.serve(Kind::Unlink, |tree| tree.unlink(node(parent), name), |result| send_empty(result, reply));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if !is_heights(node(parent)) {
+            let work = |tree: &Entered<'_>| tree.remove_dir(node(parent), name);
+            return self.serve(Kind::RmDir, work, |result| send_empty(result, reply));
+        }
+        let name = name.to_owned();
+        self.aside(Kind::RmDir, move |adapter| {
+            send_empty(adapter.run(Kind::RmDir, || adapter.mounted.remove_height(&name)), reply)
+        });
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        let what = Make { kind: FileKind::Symlink, mode: 0o777, umask: 0, rdev: 0, target };
+        self.make(Kind::Symlink, req, parent, name, &what, reply);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (from, to) = ((node(parent), name), (node(newparent), newname));
+        self.serve(
+            Kind::Rename,
+            |tree| tree.rename(from, to, rename_mode(flags)?),
+            |result| send_empty(result, reply),
+        );
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let work = |tree: &Entered<'_>| tree.link(node(ino), node(newparent), newname).map(Found::Entry);
+        self.serve(Kind::Link, work, |found| send_entry(found, reply));
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.serve(
+            Kind::Open,
+            |tree| tree.open(caller(req), node(ino), flags.0),
+            |result| match result {
+                Ok(opened) => reply.opened(FileHandle(opened.fh), FILE),
+                Err(e) => reply.error(errno(e)),
+            },
+        );
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let work = |tree: &Entered<'_>| tree.create(caller(req), node(parent), name, (mode, umask));
+        self.serve(Kind::Create, work, |result| match result {
+            Ok((e, opened)) => {
+                let attr = file_attr(e.id, &e.attr);
+                reply.created(&e.entry_ttl, &attr, Generation(e.generation), FileHandle(opened.fh), FILE);
+            }
+            Err(e) => reply.error(errno(e)),
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        decode::with_buffer(size as usize, |buf| {
+            match self.run(Kind::Read, || self.mounted.tree.read(fh.0, buf, offset)) {
+                Ok(len) => reply.data(&buf[..len]),
+                Err(e) => reply.error(errno(e)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let cached = self.mounted.writeback() && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let origin = if cached { WriteOrigin::PageCache } else { WriteOrigin::Call };
+        let unprivileged = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.run(Kind::Write, || self.mounted.tree.write(fh.0, data, offset, origin, unprivileged)) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Once: the kernel does not ask again. It has written its pages back before asking.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let result = self.run(Kind::Release, || {
+            self.mounted.tree.release(fh.0);
+            Ok(())
+        });
+        send_empty(result, reply);
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        send_empty(self.run(Kind::Fsync, || self.mounted.tree.sync(fh.0, datasync)), reply);
+    }
+
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let flags = if decode::is_view(node(ino)) { VIEW_DIRECTORY } else { FopenFlags::empty() };
+        self.serve(
+            Kind::OpenDir,
+            |tree| tree.open_dir(caller(req), node(ino)),
+            |result| match result {
+                Ok(fh) => reply.opened(FileHandle(fh), flags),
+                Err(e) => reply.error(errno(e)),
+            },
+        );
+    }
+
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let tree = self.mounted.tree.enter();
+        let told = self.run(Kind::ReadDir, || {
+            tree.read_dir(fh.0, offset, |item| {
+                reply.add(INodeNo(item.id.0), item.next, file_type(item.kind), item.name)
+            })
+        });
+        match told {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let tree = self.mounted.tree.enter();
+        let told = self.run(Kind::ReadDir, || {
+            tree.read_dir_plus(caller(req), fh.0, offset, |item, e| {
+                let attr = file_attr(e.id, &e.attr);
+                reply.add(
+                    INodeNo(e.id.0),
+                    item.next,
+                    item.name,
+                    &e.entry_ttl,
+                    &attr,
+                    Generation(e.generation),
+                )
+            })
+        });
+        match told {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let result = self.run(Kind::ReleaseDir, || {
+            self.mounted.tree.release_dir(fh.0);
+            Ok(())
+        });
+        send_empty(result, reply);
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // Of a view's directory: waits until its snapshot is durable, which may take long.
+        self.aside(Kind::FsyncDir, move |adapter| {
+            send_empty(adapter.run(Kind::FsyncDir, || adapter.mounted.sync_directory(fh.0)), reply)
+        });
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.serve(
+            Kind::StatFs,
+            |tree| tree.stat_fs(),
+            |result| match result {
+                Ok(s) => {
+                    let name_max = snapstore::NAME_MAX as u32;
+                    let (size, files) = (s.block_size, (s.files, s.files_free));
+                    reply.statfs(
+                        s.blocks,
+                        s.blocks_free,
+                        s.blocks_available,
+                        files.0,
+                        files.1,
+                        size,
+                        name_max,
+                        size,
+                    )
+                }
+                Err(e) => reply.error(errno(e)),
+            },
+        );
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let work = |tree: &Entered<'_>| tree.set_xattr(node(ino), name, value, xattr_mode(flags)?);
+        self.serve(Kind::SetXattr, work, |result| send_empty(result, reply));
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.serve(
+            Kind::GetXattr,
+            |tree| tree.get_xattr(node(ino), name),
+            |value| send_xattr(value, size, reply),
+        );
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.serve(
+            Kind::ListXattr,
+            |tree| tree.list_xattr(node(ino)),
+            |value| send_xattr(value, size, reply),
+        );
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.serve(
+            Kind::RemoveXattr,
+            |tree| tree.remove_xattr(node(ino), name),
+            |result| send_empty(result, reply),
+        );
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // Once: the kernel checks permissions itself and does not ask again.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let work = || self.mounted.tree.allocate(fh.0, mode, offset, length);
+        send_empty(self.run(Kind::Fallocate, work), reply);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match self.run(Kind::Seek, || self.mounted.tree.seek(fh.0, offset, whence)) {
+            Ok(found) => reply.offset(found),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+        match self.run(Kind::CopyRange, || self.mounted.tree.copy(from, to, len)) {
+            Ok(copied) => reply.written(copied),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The barrier before a cut: everything that programs have written is in the daemon when it returns.
+//!
+//! With writeback cache, and with shared writable mappings in any mode, finished writes sit in the kernel's pages.
+//! `syncfs` does not push them on a FUSE mount, so each inode that is open for writing is flushed by itself; no other
+//! inode can have dirty pages, since the kernel writes them back when a file is closed.
+//!
+//! An inode is flushed by a thread of ours that opens it *through the mount* and syncs it. To reach any inode that
+//! way, also one whose name is gone or lies in a directory we may not enter, there is `@ino/<number>`, which is there
+//! for these threads only: [`Flusher`] notes their numbers. Two steps: `sync_file_range` writes the bulk without
+//! keeping writers out; then `fsync`, which does keep them out but finds little left, sends what came meanwhile and
+//! the file's times. The `fsync` request that reaches us on such a handle is answered at once: it is the kernel that
+//! was to be flushed, not the disk.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use parking_lot::Mutex;
+use snapstore::Ino;
+use snapstore::control::Failure;
+
+use crate::handles::Writer;
+use crate::mounted::{Mounted, failed};
+use crate::node::Tag;
+use crate::sys;
+use crate::tree::MountTree;
+
+/// How many inodes are flushed at once. Each needs a worker or two to take its pages.
+const PARALLEL: usize = 4;
+
+/// Lets the current thread reach live inodes by number, as long as it exists.
+pub(crate) struct Flusher<'t> {
+    tree: &'t MountTree,
+    thread: u32,
+}
+
+impl<'t> Flusher<'t> {
+    pub(crate) fn new(tree: &'t MountTree) -> Flusher<'t> {
+        let thread = nix::unistd::gettid().as_raw() as u32;
+        tree.flushers.lock().insert(thread);
+        Flusher { tree, thread }
+    }
+}
+
+impl Drop for Flusher<'_> {
+    fn drop(&mut self) {
+        self.tree.flushers.lock().remove(&self.thread);
+    }
+}
+
+impl Mounted {
+    /// Has the kernel write back every inode that is open for writing. Never on a thread that answers requests.
+    pub(crate) fn flush_writers(&self) -> Result<(), Failure> {
+        let writers = self.tree.handles.writers(self.tree.serial());
+        let failures = Mutex::new(Vec::new());
+        self.for_each(&writers, |writer| {
+            if let Err(error) = self.flush_inode(writer.ino) {
+                failures.lock().push((*writer, error));
+            }
+        });
+        match failures.into_inner().first() {
+            None => Ok(()),
+            Some((writer, error)) => Err(failed(format!(
+                "{}: what was written could not be flushed: {error}",
+                self.describe(writer)
+            ))),
+        }
+    }
+
+    /// Does something with each of `items`, on a few threads that may reach inodes by number.
+    pub(crate) fn for_each<T: Sync>(&self, items: &[T], work: impl Fn(&T) + Sync) {
+        let next = AtomicUsize::new(0);
+        let worker = || {
+            let _flusher = Flusher::new(&self.tree);
+            while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                work(item);
+            }
+        };
+        match items.len() {
+            0 => {}
+            1 => worker(),
+            many => thread::scope(|scope| {
+                for _ in 0..many.min(PARALLEL) {
+                    scope.spawn(worker);
+                }
+            }),
+        }
+    }
+
+    fn flush_inode(&self, ino: Ino) -> io::Result<()> {
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(self.path_of(ino));
+        let result = match opened {
+            Ok(file) => self.sync_pages(&file),
+            // Closed for good since we listed it, so the kernel has flushed it.
+            Err(_) if !self.tree.handles.is_writer(ino, self.tree.serial()) => Ok(()),
+            // Without root, a file that its owner may not read.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.write_back(ino),
+            Err(error) => Err(error),
+        };
+        self.drop_path_of(ino);
+        result
+    }
+
+    fn sync_pages(&self, file: &File) -> io::Result<()> {
+        sys::write_and_wait(file)?;
+        file.sync_all()
+    }
+
+    /// The slow way: dropping cached pages writes them back first.
+    fn write_back(&self, ino: Ino) -> io::Result<()> {
+        match self.kernel() {
+            Some(kernel) => kernel.forget_content(Tag::LIVE.node(ino)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// A file that is open for writing, in words: by what `/proc` knows, else by number.
+    pub(crate) fn describe(&self, writer: &Writer) -> String {
+        let process = std::fs::read_to_string(format!("/proc/{}/comm", writer.opened_by));
+        let process = process.map(|name| format!(" {}", name.trim())).unwrap_or_default();
+        format!("the file with inode number {} (opened by process {}{process})", writer.ino, writer.opened_by)
+    }
+}

@@ -1,0 +1,213 @@
+//! A mounted file system, as the daemon holds it.
+//!
+//! It answers requests (through `adapter`) and commands ([`snapstore::control::Verbs`], in `verbs`). Commands that
+//! change what snapshots there are, or which head is live, run one at a time; they wait for requests and therefore
+//! never run on a thread that answers requests.
+//!
+//! However it is unmounted, by the verb, by `umount` or by the end of the connection, the same thing happens last:
+//! the store is closed and marked clean, and [`Mounted::wait`] returns.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use parking_lot::{Condvar, Mutex};
+use snapstore::Ino;
+use snapstore::backend::{Backend, HeightQuery, SnapshotInfo, SnapshotOptions};
+use snapstore::control::{Failure, FailureKind};
+
+use crate::adapter::Requests;
+use crate::errno::{Errno, Result};
+use crate::kernel::Kernel;
+use crate::mount::{Cache, MountOptions};
+use crate::node::{NodeId, Tag};
+use crate::tree::{MountTree, TreeOptions, height_of};
+
+/// A mounted file system.
+pub struct Mounted {
+    pub(crate) tree: MountTree,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) options: MountOptions,
+    pub(crate) requests: Requests,
+    pub(crate) since: Timestamp,
+    /// One verb at a time. Order: before the tree is entered; never taken on a thread that answers requests.
+    pub(crate) verb: Mutex<()>,
+    /// Gone when the connection has ended: it would keep the connection's device open.
+    kernel: Mutex<Option<Arc<dyn Kernel>>>,
+    limits: Mutex<Vec<String>>,
+    end: Mutex<Option<Result<(), Failure>>>,
+    ended: Condvar,
+}
+
+impl Mounted {
+    pub(crate) fn new(backend: Arc<dyn Backend>, options: MountOptions) -> Mounted {
+        let tree = TreeOptions {
+            show_heights: options.show_heights,
+            control_path: options.control_path.clone(),
+            writeback: options.cache == Cache::Writeback,
+        };
+        Mounted {
+            tree: MountTree::new(backend.clone(), tree),
+            backend,
+            options,
+            requests: Requests::default(),
+            since: Timestamp::now(),
+            verb: Mutex::new(()),
+            kernel: Mutex::new(None),
+            limits: Mutex::default(),
+            end: Mutex::new(None),
+            ended: Condvar::new(),
+        }
+    }
+
+    /// Whether the kernel caches writes.
+    pub(crate) fn writeback(&self) -> bool {
+        self.options.cache == Cache::Writeback
+    }
+
+    pub(crate) fn connect(&self, kernel: Box<dyn Kernel>) {
+        *self.kernel.lock() = Some(Arc::from(kernel));
+    }
+
+    /// The kernel, while there is a connection.
+    pub(crate) fn kernel(&self) -> Option<Arc<dyn Kernel>> {
+        self.kernel.lock().clone()
+    }
+
+    /// What could not be set up at the mount, in words.
+    pub fn limits(&self) -> Vec<String> {
+        self.limits.lock().clone()
+    }
+
+    pub(crate) fn add_limits(&self, limits: Vec<String>) {
+        for limit in &limits {
+            tracing::warn!("{limit}");
+        }
+        self.limits.lock().extend(limits);
+    }
+
+    /// The backend that the mount shows.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Waits until the file system is unmounted, whoever does it, and the store is closed.
+    pub fn wait(&self) -> Result<(), Failure> {
+        let mut end = self.end.lock();
+        loop {
+            if let Some(result) = &*end {
+                return result.clone();
+            }
+            self.ended.wait(&mut end);
+        }
+    }
+
+    /// As [`Mounted::wait`], for at most so long; `None`: it is still mounted.
+    pub(crate) fn wait_for(&self, time: std::time::Duration) -> Option<Result<(), Failure>> {
+        let mut end = self.end.lock();
+        if end.is_none() {
+            self.ended.wait_for(&mut end, time);
+        }
+        end.clone()
+    }
+
+    /// The connection has ended: closes the store.
+    pub(crate) fn finish(&self) {
+        let _one = self.verb.lock();
+        *self.kernel.lock() = None;
+        self.tree.forget_nameless();
+        let result = self.backend.close().map_err(Failure::from);
+        if let Err(failure) = &result {
+            tracing::error!(%failure, "the store was not closed cleanly");
+        }
+        *self.end.lock() = Some(result);
+        self.ended.notify_all();
+    }
+
+    /// Takes a snapshot. What was written before is in it; it is durable later ([`Backend::wait_durable`]).
+    pub fn snapshot(
+        &self,
+        height: snapstore::Height,
+        options: &SnapshotOptions,
+    ) -> std::result::Result<SnapshotInfo, Failure> {
+        let _one = self.verb.lock();
+        self.flush_writers()?;
+        Ok(self.backend.snapshot(height, options)?)
+    }
+
+    /// `mkdir @height/NAME`.
+    pub(crate) fn make_height(&self, name: &OsStr) -> Result<()> {
+        let height = height_of(name).ok_or(Errno(libc::EINVAL))?;
+        let _one = self.verb.lock();
+        if self.backend.find(HeightQuery::Exact(height)).is_ok() {
+            return Err(Errno(libc::EEXIST));
+        }
+        self.flush_writers().map_err(|failure| {
+            tracing::error!(%height, %failure, "no snapshot was taken");
+            Errno(libc::EIO)
+        })?;
+        self.backend.snapshot(height, &SnapshotOptions::default())?;
+        Ok(())
+    }
+
+    /// `rmdir @height/NAME`.
+    pub(crate) fn remove_height(&self, name: &OsStr) -> Result<()> {
+        let height = height_of(name).ok_or(Errno(libc::EPERM))?;
+        let _one = self.verb.lock();
+        self.backend.delete(&[height], false)?;
+        Ok(())
+    }
+
+    /// `fsync` of a directory: live, it makes names durable; in a view, it waits until the snapshot is.
+    pub(crate) fn sync_directory(&self, fh: u64) -> Result<()> {
+        let Some(id) = self.tree.directory(fh) else { return Err(Errno(libc::EBADF)) };
+        match id.tag() {
+            Tag::LIVE => Ok(self.tree.head().sync_names()?),
+            Tag::VIRTUAL => Ok(()),
+            tag => {
+                let view = self.tree.views.get(tag).ok_or(Errno(libc::ESTALE))?;
+                // A height that is gone, or stands for another epoch by now, has nothing left to wait for.
+                match self.backend.find(HeightQuery::Exact(view.view.height)) {
+                    Ok(found) if found.epoch == view.view.epoch => {
+                        Ok(self.backend.wait_durable(view.view.height)?)
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// The path of a live inode by number, for threads that [`crate::flush::Flusher`] has let in.
+    pub(crate) fn path_of(&self, ino: Ino) -> std::path::PathBuf {
+        let inodes = crate::node::Virtual::Inodes.name();
+        self.options.mountpoint.join(inodes).join(ino.to_string())
+    }
+
+    /// Has the kernel drop the name by which a live inode was reached by number. It would keep the inode in memory,
+    /// and so an unlinked file on the disk.
+    pub(crate) fn drop_path_of(&self, ino: Ino) {
+        if let Some(kernel) = self.kernel()
+            && let Err(error) =
+                kernel.forget_name(crate::node::Virtual::Inodes.id(), OsStr::new(&ino.to_string()))
+        {
+            tracing::debug!(%ino, %error, "the kernel keeps a name of @ino");
+        }
+    }
+
+    /// Has the kernel drop the root's attributes.
+    pub(crate) fn drop_root(&self, kernel: &dyn Kernel) {
+        if let Err(error) = kernel.forget_content(NodeId::ROOT) {
+            tracing::warn!(%error, "the kernel keeps the old root's attributes");
+        }
+    }
+}
+
+/// A failure of the mount itself.
+pub(crate) fn failed(message: impl Into<String>) -> Failure {
+    Failure { kind: FailureKind::Failed, message: message.into() }
+}
+
+/// A failure for which somebody else must act first.
+pub(crate) fn busy(message: impl Into<String>) -> Failure {
+    Failure { kind: FailureKind::Busy, message: message.into() }
+}

@@ -1,0 +1,31 @@
+//! What `tmfs status` shows of a mount.
+
+use snapstore::control::{Failure, Status, verbs};
+use snapstore::locate::Located;
+
+use crate::mounted::Mounted;
+
+impl Mounted {
+    pub(crate) fn status(&self) -> Result<Status, Failure> {
+        let located = Located { data_dir: self.options.data_dir.clone(), store: self.options.store.clone() };
+        let (open_files, open_for_writing) = self.tree.handles.counts();
+        Ok(Status {
+            pid: Some(std::process::id()),
+            mounted_since: Some(self.since),
+            cache: Some(self.options.cache.to_string()),
+            open_files,
+            open_for_writing,
+            requests: self.requests.by_name(),
+            panics: self.requests.panics(),
+            memory_bytes: resident_bytes(),
+            limits: self.limits(),
+            ..verbs::status_base(&*self.backend, &located)?
+        })
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,124 @@
+//! Making the kernel forget the head that was left.
+//!
+//! After a switch no program may see a byte, a size or a name of the old head, though the kernel was told it could
+//! keep them for hours. Invalidating attributes does not do it: with writeback cache the kernel trusts its own sizes
+//! and pages. So each inode gets a **new generation** (the head's serial): told of it, the kernel drops the old inode
+//! with all that it had cached, and every handle and mapping of it fails from then on. In three steps:
+//!
+//! 1. *Switch* with nobody in the tree: no answer drawn from the old head is given afterwards.
+//! 2. *Names*: drop every name in the root, of the old head and of the new. A directory's name takes what is cached
+//!    below it along, so each later look-up comes to us. The root itself has no generation; its attributes are
+//!    dropped.
+//! 3. *What is still held*: open files and mappings, working directories. The kernel gives most inodes back by itself
+//!    in step 2; those it keeps are looked up by number (`@ino`), which tells it the new generation. Before that,
+//!    cached pages are dropped, so that mappings fault. An inode that the new head does not have gets a stand-in.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use snapstore::Ino;
+use snapstore::backend::SwitchReport;
+use snapstore::control::Failure;
+use snapstore::procs;
+
+use crate::kernel::Kernel;
+use crate::mounted::{Mounted, busy};
+use crate::node::{NodeId, Tag};
+
+/// How long the kernel gets to give back, by itself, what it no longer uses. The rest is asked for one by one.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The most files or processes that an error names.
+pub(crate) const NAMED: usize = 5;
+
+impl Mounted {
+    /// Switches the live head by `switch`, with the kernel's caches: flushed before, forgotten after. The caller
+    /// holds the verb lock.
+    pub(crate) fn switch_head(
+        &self,
+        force: bool,
+        switch: impl FnOnce() -> snapstore::Result<SwitchReport>,
+    ) -> Result<SwitchReport, Failure> {
+        if !force {
+            self.refuse_writers()?;
+        }
+        // So that the head that is left is whole, and can be got back whole.
+        self.flush_writers()?;
+        let (names, report) = self.tree.switch(switch)?;
+        if let Some(kernel) = self.kernel() {
+            self.drop_names(&*kernel, &names);
+            self.drop_older(&*kernel);
+        }
+        Ok(report)
+    }
+
+    /// Refuses while files are open for writing: what is written into a head that is left would be lost unnoticed.
+    fn refuse_writers(&self) -> Result<(), Failure> {
+        let writers = self.tree.handles.writers(self.tree.serial());
+        if writers.is_empty() {
+            return Ok(());
+        }
+        let mut files: Vec<String> = procs::open_files(&self.options.mountpoint, true)
+            .iter()
+            .map(|file| format!("{} (process {} {})", file.path.display(), file.pid, file.process))
+            .collect();
+        if files.is_empty() {
+            files = writers.iter().map(|writer| self.describe(writer)).collect();
+        }
+        let more = files.len().saturating_sub(NAMED);
+        files.truncate(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Err(busy(format!(
+            "files are open for writing: {}{more}; stop what writes them, or use --force: they fail then",
+            files.join(", ")
+        )))
+    }
+
+    fn drop_names(&self, kernel: &dyn Kernel, names: &[OsString]) {
+        for name in names {
+            if let Err(error) = kernel.forget_name(NodeId::ROOT, name) {
+                tracing::warn!(?name, %error, "the kernel keeps a name of the old head");
+            }
+        }
+        self.drop_root(kernel);
+    }
+
+    /// Has the kernel drop the inodes of older heads that it still holds.
+    fn drop_older(&self, kernel: &dyn Kernel) {
+        let older = self.older_when_settled();
+        let done = |ino: &Ino| {
+            // First the pages, mapped ones too; a fault reads through the old handle from now on, which fails.
+            if let Err(error) = kernel.forget_content(Tag::LIVE.node(*ino)) {
+                tracing::debug!(%ino, %error, "content of the old head");
+            }
+            // Then the look-up that tells the new generation.
+            let _ = self.path_of(*ino).symlink_metadata();
+            self.drop_path_of(*ino);
+        };
+        self.for_each(&older, done);
+    }
+
+    /// The inodes of older heads that the kernel goes on holding after it gave back what it had no use for.
+    fn older_when_settled(&self) -> Vec<Ino> {
+        let serial = self.tree.serial();
+        let until = Instant::now() + PATIENCE;
+        let mut older: HashSet<Ino> = self.tree.lookups.older(serial).into_iter().collect();
+        loop {
+            if older.len() < 64 || Instant::now() > until {
+                break;
+            }
+            thread::sleep(Duration::from_millis(5));
+            let left: HashSet<Ino> = self.tree.lookups.older(serial).into_iter().collect();
+            let settled = left.len() == older.len();
+            older = left;
+            if settled {
+                break;
+            }
+        }
+        // The root keeps its inode for ever.
+        older.remove(&Ino::ROOT);
+        older.into_iter().collect()
+    }
+}

@@ -1,0 +1,47 @@
+//! Mounting without root: `fusermount3`, a set-user-id helper, mounts and passes the connection's descriptor back.
+//!
+//! The descriptor comes over a socket that the helper finds by the number in `_FUSE_COMMFD`. Here that is the helper's
+//! standard input, so that nothing needs to be done between fork and exec.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+/// Mounts at `point` with FUSE's options. Gives back the connection's descriptor.
+pub(crate) fn mount(point: &Path, options: &str) -> io::Result<OwnedFd> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let child = Command::new("fusermount3")
+        .arg("-o")
+        .arg(options)
+        .arg("--")
+        .arg(point)
+        .env("_FUSE_COMMFD", "0")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let received = receive(&ours);
+    let output = child.wait_with_output()?;
+    match received {
+        Some(device) if output.status.success() => Ok(device),
+        _ => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
+
+fn receive(socket: &UnixStream) -> Option<OwnedFd> {
+    let mut byte = [0u8];
+    let mut slices = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
+    let descriptors = message.cmsgs().ok()?.find_map(|control| match control {
+        ControlMessageOwned::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    })?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    descriptors.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) })
+}

@@ -1,0 +1,20 @@
+//! The few system calls that no safe wrapper has.
+
+mod fusermount;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+pub(crate) use fusermount::mount as mount_by_fusermount;
+
+/// Writes the file's dirty pages and waits until they are written, without a lock that would keep writers out.
+pub(crate) fn write_and_wait(file: &File) -> io::Result<()> {
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: takes no pointers; the descriptor is open for as long as `file` is borrowed.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

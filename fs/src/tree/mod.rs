@@ -1,0 +1,261 @@
+//! The tree that a mount shows, without a kernel: nodes in, answers out.
+//!
+//! Whoever wants something of the tree first [enters](MountTree::enter) it. That holds the live head still: a switch
+//! of the head waits until every request inside has been answered, so that no answer drawn from the old head is given
+//! after the kernel was told to forget it. Reading, writing and syncing an open file does not enter: these belong to
+//! their handle's head, and must go on while a switch waits.
+//!
+//! Read-only by type: a node resolves to [`Node::Live`], [`Node::View`] or [`Node::Virtual`], and only the first leads
+//! to a [`Head`]. Whatever changes something goes through [`Entered::live`], which answers EROFS for a view.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `resolve` | look-ups, and forgetting them |
+//! | `names` | making, linking, renaming and removing names |
+//! | `attrs` | attributes, symlinks, extended attributes, space |
+//! | `files` | open files |
+//! | `dirs` | open directories |
+//! | `virtuals` | `@height`, `@time` and `@ino` |
+
+mod attrs;
+mod dirs;
+mod files;
+mod names;
+mod resolve;
+mod virtuals;
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use snapstore::backend::{Backend, Head};
+use snapstore::{Attr, Ino, NAME_MAX, Timestamp};
+
+pub use dirs::DirItem;
+pub use files::Opened;
+pub use names::Make;
+pub use virtuals::{height_of, is_heights};
+
+use crate::errno::{Errno, Result};
+use crate::handles::Handles;
+use crate::lookups::Lookups;
+use crate::node::{NodeId, Tag, Virtual};
+use crate::views::{ViewNode, Views};
+
+/// How long the kernel may keep what only a request of its own, or a switch that tells it, can change.
+pub const LONG: Duration = Duration::from_secs(24 * 3600);
+
+/// How long it may keep the attributes of the virtual directories, which follow the live root's owner.
+pub const SHORT: Duration = Duration::from_secs(1);
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The asking thread's number, as the daemon's pid namespace sees it.
+    pub pid: u32,
+}
+
+/// A node as it is told to the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Its number.
+    pub id: NodeId,
+    /// Its attributes (their `ino` is untagged).
+    pub attr: Attr,
+    /// FUSE's generation: the serial of the live head, 0 elsewhere.
+    pub generation: u64,
+    /// How long the name may be kept.
+    pub entry_ttl: Duration,
+    /// How long the attributes may be kept.
+    pub attr_ttl: Duration,
+}
+
+/// The answer to a look-up.
+#[derive(Clone, Copy, Debug)]
+pub enum Found {
+    /// It is there.
+    Entry(Entry),
+    /// It is not there, and the kernel may remember that for so long.
+    Nothing(Duration),
+}
+
+/// What the tree needs to know of the mount.
+#[derive(Clone, Debug, Default)]
+pub struct TreeOptions {
+    /// Show `@height` and `@time` in the root's listing.
+    pub show_heights: bool,
+    /// The value of the extended attribute that tells where the control socket is.
+    pub control_path: PathBuf,
+    /// Whether the kernel caches writes.
+    pub writeback: bool,
+}
+
+/// The tree that a mount shows.
+pub struct MountTree {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) handles: Handles,
+    pub(crate) lookups: Lookups,
+    pub(crate) views: Views,
+    /// The threads that flush for barriers.
+    pub(crate) flushers: Mutex<HashSet<u32>>,
+    options: TreeOptions,
+    mounted: Timestamp,
+    first_serial: u64,
+    /// `live.serial`, to be read without entering.
+    serial: AtomicU64,
+    /// Order: before every lock of a backend; a handler takes it once. Written only by a switch.
+    live: RwLock<Live>,
+}
+
+struct Live {
+    head: Arc<dyn Head>,
+    serial: u64,
+}
+
+/// The tree with its head held still.
+pub struct Entered<'t> {
+    pub(crate) tree: &'t MountTree,
+    live: RwLockReadGuard<'t, Live>,
+}
+
+/// What a node number stands for.
+pub enum Node {
+    /// An inode of the live head.
+    Live(Ino),
+    /// An inode of a view.
+    View(Arc<ViewNode>, Ino),
+    /// A virtual directory.
+    Virtual(Virtual),
+}
+
+impl MountTree {
+    /// The tree of a backend.
+    pub fn new(backend: Arc<dyn Backend>, options: TreeOptions) -> MountTree {
+        let live = Live { head: backend.head(), serial: backend.head_serial() };
+        MountTree {
+            backend,
+            handles: Handles::default(),
+            lookups: Lookups::default(),
+            views: Views::default(),
+            flushers: Mutex::default(),
+            options,
+            mounted: Timestamp::now(),
+            first_serial: live.serial,
+            serial: AtomicU64::new(live.serial),
+            live: RwLock::new(live),
+        }
+    }
+
+    /// Enters the tree to answer one request. Not to be nested.
+    pub fn enter(&self) -> Entered<'_> {
+        Entered { tree: self, live: self.live.read() }
+    }
+
+    /// The serial of the live head.
+    pub fn serial(&self) -> u64 {
+        self.serial.load(Ordering::Acquire)
+    }
+
+    /// Lets `switch` exchange the live head while nobody is in the tree, and takes over what it left live. Gives back
+    /// the names that led from the root before and after, and what `switch` answered.
+    pub fn switch<T>(
+        &self,
+        switch: impl FnOnce() -> snapstore::Result<T>,
+    ) -> snapstore::Result<(Vec<DirName>, T)> {
+        let mut live = self.live.write();
+        let mut names: Vec<DirName> = live.head.read_dir(Ino::ROOT)?.into_iter().map(|e| e.name).collect();
+        let answer = switch()?;
+        *live = Live { head: self.backend.head(), serial: self.backend.head_serial() };
+        self.serial.store(live.serial, Ordering::Release);
+        // The switch is made: a listing that fails now must not look like a switch that failed.
+        match live.head.read_dir(Ino::ROOT) {
+            Ok(entries) => names.extend(entries.into_iter().map(|e| e.name)),
+            Err(error) => tracing::error!(%error, "the new head's root cannot be listed"),
+        }
+        names.sort();
+        names.dedup();
+        Ok((names, answer))
+    }
+
+    /// The live head, for work that is no request.
+    pub fn head(&self) -> Arc<dyn Head> {
+        self.live.read().head.clone()
+    }
+
+    /// Removes what has no name and was only kept because the kernel knew it: at the end of a mount.
+    pub fn forget_nameless(&self) {
+        let head = self.head();
+        for ino in self.lookups.nameless() {
+            if let Err(error) = head.forget(ino) {
+                tracing::debug!(%ino, %error, "a nameless file stays until the next mount");
+            }
+        }
+    }
+}
+
+/// A name in a directory.
+pub type DirName = std::ffi::OsString;
+
+impl Entered<'_> {
+    /// What a node number stands for. ESTALE: it is of a head that was left, or of a view the kernel has forgotten.
+    pub fn node(&self, id: NodeId) -> Result<Node> {
+        match id.tag() {
+            Tag::LIVE => {
+                let ino = id.ino();
+                // Before the first switch nothing can be old.
+                if self.live.serial != self.tree.first_serial
+                    && ino != Ino::ROOT
+                    && self.tree.lookups.is_older(ino, self.live.serial) == Some(true)
+                {
+                    return Err(Errno(libc::ESTALE));
+                }
+                Ok(Node::Live(ino))
+            }
+            Tag::VIRTUAL => Virtual::of(id).map(Node::Virtual).ok_or(Errno(libc::ESTALE)),
+            tag => {
+                let view = self.tree.views.get(tag).ok_or(Errno(libc::ESTALE))?;
+                Ok(Node::View(view, id.ino()))
+            }
+        }
+    }
+
+    /// The inode of a node that is to be changed.
+    pub fn live(&self, id: NodeId) -> Result<Ino> {
+        match self.node(id)? {
+            Node::Live(ino) => Ok(ino),
+            Node::View(..) | Node::Virtual(Virtual::Times | Virtual::Inodes) => Err(Errno(libc::EROFS)),
+            Node::Virtual(Virtual::Heights) => Err(Errno(libc::EPERM)),
+        }
+    }
+
+    /// The live head.
+    pub fn head(&self) -> &Arc<dyn Head> {
+        &self.live.head
+    }
+
+    /// The live head's serial.
+    pub fn serial(&self) -> u64 {
+        self.live.serial
+    }
+
+    /// The directory of the live head in which `name` is to be made or removed. Names of virtual directories are
+    /// refused with `reserved`.
+    fn parent(&self, parent: NodeId, name: &OsStr, reserved: i32) -> Result<Ino> {
+        if name.len() > NAME_MAX {
+            return Err(Errno(libc::ENAMETOOLONG));
+        }
+        let dir = self.live(parent)?;
+        if dir == Ino::ROOT && Virtual::named(name).is_some() {
+            return Err(Errno(reserved));
+        }
+        Ok(dir)
+    }
+}

@@ -1,0 +1,72 @@
+//! The commands that a mounted file system answers.
+//!
+//! What concerns only the store is answered as for one that is not mounted ([`snapstore::control::verbs`]). Here is
+//! the rest: a cut needs the barrier before it, a switch needs the kernel to forget, and unmounting is ours alone.
+
+use snapstore::backend::{SnapshotInfo, SwitchReport};
+use snapstore::control::{Failure, Reply, Request, Side, Verbs, verbs};
+
+use crate::mounted::Mounted;
+
+impl Verbs for Mounted {
+    fn call(&self, request: Request) -> Result<Reply, Failure> {
+        match &request {
+            Request::Status => self.status().map(Box::new).map(Reply::Status),
+            Request::Snapshot { height, options, wait } => {
+                let taken = self.snapshot(*height, options)?;
+                if !*wait {
+                    return Ok(Reply::Snapshot(taken));
+                }
+                self.backend.wait_durable(*height)?;
+                Ok(Reply::Snapshot(SnapshotInfo { durable: true, ..taken }))
+            }
+            Request::Rollback { to, preserve, force, dry_run } => {
+                let _one = self.verb.lock();
+                // Tried dry first: what cannot be done must fail before anything is refused, flushed or cut off.
+                let report = self.backend.rollback(*to, preserve, true)?;
+                self.switched(report, *force, *dry_run, || self.backend.rollback(*to, preserve, false))
+            }
+            Request::UndoRollback { force, dry_run } => {
+                let _one = self.verb.lock();
+                let report = self.backend.undo_rollback(true)?;
+                self.switched(report, *force, *dry_run, || self.backend.undo_rollback(false))
+            }
+            Request::Unmount => self.unmount().map(|()| Reply::Done),
+            Request::Diff { a, b, .. } => {
+                if [a, b].contains(&&Side::Live) {
+                    self.flush_writers()?;
+                }
+                self.of_the_store(&request)
+            }
+            Request::Delete { .. } => {
+                let _one = self.verb.lock();
+                self.of_the_store(&request)
+            }
+            Request::List
+            | Request::Show { .. }
+            | Request::Hold { .. }
+            | Request::Release { .. }
+            | Request::Settle => self.of_the_store(&request),
+        }
+    }
+}
+
+impl Mounted {
+    fn of_the_store(&self, request: &Request) -> Result<Reply, Failure> {
+        verbs::answer(&*self.backend, request)
+            .unwrap_or_else(|| Err(crate::mounted::failed("this command is not known to the mount")))
+    }
+
+    fn switched(
+        &self,
+        report: SwitchReport,
+        force: bool,
+        dry_run: bool,
+        switch: impl FnOnce() -> snapstore::Result<SwitchReport>,
+    ) -> Result<Reply, Failure> {
+        if dry_run {
+            return Ok(Reply::Switched(report));
+        }
+        self.switch_head(force, switch).map(Reply::Switched)
+    }
+}

@@ -7,6 +7,7 @@
 mod args;
 mod config;
 mod daemon;
+mod detach;
 mod failure;
 mod format;
 mod mounts;

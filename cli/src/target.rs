@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
 use snapstore::control::FailureKind;
-use snapstore::control::client::Client;
+use snapstore::control::client::{Client, ClientError};
 use snapstore::locate::{self, Located};
 
 use crate::failure::{failure, usage};
@@ -90,9 +90,10 @@ fn is_dead(error: &io::Error) -> bool {
 pub fn state(data_dir: &Path, store: Option<&Path>) -> anyhow::Result<State> {
     let mounts = Mounts::read().context("cannot list the mounts")?;
     if mounts.is_tmfs(data_dir) {
-        return match data_dir.metadata() {
-            Err(error) if is_dead(&error) => Ok(State::Dead),
-            _ => Ok(State::Mounted(Client::connect(data_dir)?)),
+        // Only a request to the daemon tells: the kernel remembers the root's attributes.
+        return match Client::connect(data_dir) {
+            Err(ClientError::Dead { .. }) => Ok(State::Dead),
+            client => Ok(State::Mounted(client?)),
         };
     }
     if let Some(mount) = mounts.holding(data_dir).filter(|mount| mount.tmfs) {

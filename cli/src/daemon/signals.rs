@@ -5,15 +5,14 @@
 //! more, what is open goes on working, and the daemon ends when the last of it is closed.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::Context;
-use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, Signal};
 use snapstore::control::{FailureKind, Request, Verbs};
+
+use crate::detach;
 
 /// Keeps the signals for [`handle`]. Call before any thread is started: threads inherit it.
 pub fn block() -> nix::Result<SigSet> {
@@ -32,7 +31,7 @@ pub fn handle(signals: SigSet, verbs: Arc<dyn Verbs>, data_dir: PathBuf) -> anyh
                 Ok(_) => return,
                 Err(failure) if busy && failure.kind == FailureKind::Busy => {
                     tracing::warn!("still busy: detaching; the daemon ends when the last file is closed");
-                    match detach(&data_dir) {
+                    match flush_and_detach(&data_dir) {
                         Ok(()) => return,
                         Err(error) => tracing::error!("{error:#}"),
                     }
@@ -49,8 +48,8 @@ pub fn handle(signals: SigSet, verbs: Arc<dyn Verbs>, data_dir: PathBuf) -> anyh
     Ok(())
 }
 
-/// Takes the mount out of the tree of files.
-fn detach(data_dir: &Path) -> anyhow::Result<()> {
+/// Flushes, and takes the mount out of the tree of files.
+fn flush_and_detach(data_dir: &Path) -> anyhow::Result<()> {
     // Wakes the kernel's flusher; what it does not write now it writes when the files are closed.
     match std::fs::File::open(data_dir) {
         Ok(root) => {
@@ -60,14 +59,5 @@ fn detach(data_dir: &Path) -> anyhow::Result<()> {
         }
         Err(error) => tracing::warn!(%error, "cannot flush before the detach"),
     }
-    match umount2(data_dir, MntFlags::MNT_DETACH) {
-        Err(Errno::EPERM) => {
-            let detached = Command::new("fusermount3").arg("-uz").arg("--").arg(data_dir).status();
-            match detached.context("cannot run fusermount3")? {
-                status if status.success() => Ok(()),
-                status => anyhow::bail!("fusermount3 -uz {}: {status}", data_dir.display()),
-            }
-        }
-        detached => detached.with_context(|| format!("cannot detach {}", data_dir.display())),
-    }
+    detach::lazily(data_dir)
 }

@@ -16,7 +16,7 @@ use super::Plan;
 use super::log;
 use super::ready::Message;
 use crate::failure::{Told, failure};
-use crate::output;
+use crate::{output, sys};
 
 /// The hidden option of `tmfs mount` that makes it the daemon.
 pub const DAEMON_FLAG: &str = "daemon";
@@ -58,6 +58,7 @@ pub fn spawn(plan: &Plan, log: File) -> anyhow::Result<u32> {
 
 /// Makes this process, just started by [`spawn`], independent of whoever started it.
 pub fn become_daemon() -> anyhow::Result<()> {
+    sys::close_inherited();
     nix::unistd::setsid().context("cannot begin a session")?;
     Ok(())
 }

@@ -14,6 +14,7 @@ use snapstore::procs::{self, OpenFile};
 use crate::config::{self, Backend, Cache};
 use crate::daemon::ready::Ready;
 use crate::daemon::{self, Plan, log, spawn};
+use crate::detach;
 use crate::failure::{Told, failure, kind, usage};
 use crate::progress::Bar;
 use crate::target::{self, State};
@@ -56,8 +57,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default().mount;
     let data_dir = target::existing(&args.dir)?;
     let store = args.store.as_deref().map(absolute_store).transpose()?.or(config.store);
-    choose_backend(args.backend.or(config.backend).unwrap_or(Backend::Auto))?;
-    let located = adopt(&data_dir, store.as_deref())?;
+    let choice = choose_backend(args.backend.or(config.backend).unwrap_or(Backend::Auto))?;
+    let located = adopt(&data_dir, store.as_deref(), choice)?;
     let plan = Plan {
         data_dir,
         store: located.store,
@@ -95,13 +96,11 @@ fn run_daemon(args: Args) -> anyhow::Result<()> {
     })
 }
 
-/// Makes sure that the data dir is adopted and not mounted.
-fn adopt(data_dir: &Path, store: Option<&Path>) -> anyhow::Result<Located> {
+/// Makes sure that the data dir is adopted and not mounted. Says what was chosen once nothing is in the way.
+fn adopt(data_dir: &Path, store: Option<&Path>, choice: Option<&str>) -> anyhow::Result<Located> {
     let mut state = target::state(data_dir, store)?;
     if let State::Dead = state {
-        tmfs_fs::clear_dead_mount(data_dir)
-            .with_context(|| format!("cannot clear the dead mount of {}", data_dir.display()))?;
-        output::complain(&format!("{}: the daemon of this mount had died; recovering", data_dir.display()));
+        detach::dead(data_dir, "recovering")?;
         state = target::state(data_dir, store)?;
     }
     match state {
@@ -114,6 +113,7 @@ fn adopt(data_dir: &Path, store: Option<&Path>) -> anyhow::Result<Located> {
         State::Plain => refuse_in_use(data_dir, &procs::open_files(data_dir, false))?,
         State::Adopted(_) => {}
     }
+    choice.into_iter().for_each(output::say);
     // At once for what is adopted; where it was interrupted, it goes on.
     let located = chunk::adopt(data_dir, store, &Bar::default())?;
     if located.data_dir != data_dir {
@@ -159,14 +159,11 @@ pub fn list_users(users: &[OpenFile]) -> String {
     text
 }
 
-/// Says which backend it is, or why it cannot be.
-fn choose_backend(backend: Backend) -> anyhow::Result<()> {
+/// Whether a backend can be had; where tmfs itself chooses, the choice and its reason.
+fn choose_backend(backend: Backend) -> anyhow::Result<Option<&'static str>> {
     match backend {
-        Backend::Chunk => Ok(()),
-        Backend::Auto => {
-            output::say("backend chunk: works on any file system");
-            Ok(())
-        }
+        Backend::Chunk => Ok(None),
+        Backend::Auto => Ok(Some("backend chunk: it works on any file system")),
         Backend::Btrfs | Backend::Zfs | Backend::External => {
             let name = format!("{backend:?}").to_lowercase();
             Err(usage(format!("the backend {name} is not in this version; use --backend chunk")))
@@ -213,7 +210,8 @@ mod tests {
 
     #[test]
     fn backends() {
-        choose_backend(Backend::Chunk).unwrap();
+        assert_eq!(choose_backend(Backend::Chunk).unwrap(), None);
+        assert!(choose_backend(Backend::Auto).unwrap().is_some());
         let error = choose_backend(Backend::Zfs).unwrap_err();
         assert_eq!(error.to_string(), "the backend zfs is not in this version; use --backend chunk");
         assert_eq!(kind(&error), FailureKind::Usage);

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
 use snapstore::control::FailureKind;
 use snapstore::control::client::{Client, ClientError};
 use snapstore::procs;
 
+use crate::detach;
 use crate::failure::failure;
 use crate::sys::Process;
 use crate::target::{self, State};
@@ -29,15 +29,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let data_dir = target::existing(&args.dir)?;
     match target::state(&data_dir, None)? {
         State::Mounted(client) => unmount(&data_dir, &client),
-        State::Dead => {
-            tmfs_fs::clear_dead_mount(&data_dir)
-                .with_context(|| format!("cannot clear the dead mount of {}", data_dir.display()))?;
-            output::complain(&format!(
-                "{}: the daemon of this mount had died; the next `tmfs mount` recovers the data",
-                data_dir.display()
-            ));
-            Ok(())
-        }
+        State::Dead => detach::dead(&data_dir, "the next `tmfs mount` recovers the data"),
         State::Adopted(_) => {
             Err(failure(FailureKind::Failed, format!("{}: not mounted", data_dir.display())))
         }

@@ -171,22 +171,20 @@ pub fn apply(op: &Op, root: &Path) -> Result<Vec<u8>, Errno> {
             write(&root.join(path), *offset, data, *how).map_err(errno)?
         }
         Op::Append { path, data } => {
-            let mut file = OpenOptions::new()
-                .append(true)
-                .custom_flags(NOT_THROUGH)
-                .open(root.join(path))
-                .map_err(errno)?;
+            let mut file =
+                open_file(OpenOptions::new().append(true).custom_flags(NOT_THROUGH), &root.join(path))
+                    .map_err(errno)?;
             file.write_all(data).map_err(errno)?;
         }
         Op::Rewrite { path, data } => {
-            let mut file = writing().truncate(true).open(root.join(path)).map_err(errno)?;
+            let mut file = open_file(writing().truncate(true), &root.join(path)).map_err(errno)?;
             file.write_all(data).map_err(errno)?;
         }
         Op::Truncate { path, size } => {
-            writing().open(root.join(path)).map_err(errno)?.set_len(*size).map_err(errno)?;
+            open_file(&writing(), &root.join(path)).map_err(errno)?.set_len(*size).map_err(errno)?;
         }
         Op::Allocate { path, mode, offset, len } => {
-            let file = writing().open(root.join(path)).map_err(errno)?;
+            let file = open_file(&writing(), &root.join(path)).map_err(errno)?;
             let bits = match mode {
                 Alloc::Reserve => 0,
                 Alloc::ReserveKeep => libc::FALLOC_FL_KEEP_SIZE,
@@ -198,9 +196,12 @@ pub fn apply(op: &Op, root: &Path) -> Result<Vec<u8>, Errno> {
         }
         Op::CopyRange { from, offset, to, to_offset, len } => {
             let from = reading(&root.join(from)).map_err(errno)?;
-            let to = writing().open(root.join(to)).map_err(errno)?;
+            let to = open_file(&writing(), &root.join(to)).map_err(errno)?;
+            // A short copy is continued, but not into what the copy itself added to the file.
+            let size = from.metadata().map_err(errno)?.len();
+            let len = (*len).min(size.saturating_sub(*offset)).max(1);
             let mut done = 0;
-            while done < *len {
+            while done < len {
                 let copied =
                     sys::copy_range(&from, offset + done, &to, to_offset + done, (len - done) as usize)?;
                 if copied == 0 {
@@ -252,6 +253,13 @@ fn writing() -> OpenOptions {
     options
 }
 
+/// Opens what is there already; a fifo or a device is refused, so that the model need not know what they do.
+fn open_file(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    let file = options.open(path)?;
+    let regular = file.metadata()?.is_file();
+    if regular { Ok(file) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
+}
+
 fn reading(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(NOT_THROUGH).open(path)
 }
@@ -274,20 +282,20 @@ fn read_full(file: &File, data: &mut [u8], offset: u64) -> io::Result<usize> {
 
 fn write(path: &Path, offset: u64, data: &[u8], how: How) -> io::Result<()> {
     match how {
-        How::Plain => writing().open(path)?.write_all_at(data, offset),
+        How::Plain => open_file(&writing(), path)?.write_all_at(data, offset),
         How::Synced => {
-            let file = writing().open(path)?;
+            let file = open_file(&writing(), path)?;
             file.write_all_at(data, offset)?;
             file.sync_data()
         }
         How::Direct => {
-            let file = writing().custom_flags(NOT_THROUGH | libc::O_DIRECT).open(path)?;
+            let file = open_file(writing().custom_flags(NOT_THROUGH | libc::O_DIRECT), path)?;
             let mut buffer = Aligned::zeroed(data.len());
             buffer.bytes_mut().copy_from_slice(data);
             file.write_all_at(buffer.bytes(), offset)
         }
         How::Mapped => {
-            let file = writing().open(path)?;
+            let file = open_file(&writing(), path)?;
             let size = file.metadata()?.len();
             if size == 0 {
                 return Err(io::Error::from_raw_os_error(libc::EINVAL));

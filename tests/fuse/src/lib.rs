@@ -12,6 +12,7 @@
 //! | [`model`], [`ops`], [`scenario`] | the reference model, random operations, the driver that runs them everywhere |
 //! | [`engine`] | databases that write while snapshots are taken, and what each copy must hold |
 //! | [`monerod`] | a real node in regtest |
+//! | [`sample`] | a directory with everything in it that a careless program trips over |
 //! | [`rng`] | numbers that a seed decides |
 //! | [`skip`] | a skipped test says why and is counted |
 //! | [`sys`] | the few calls that need `unsafe` |
@@ -23,6 +24,7 @@ pub mod mount;
 pub mod ops;
 pub mod program;
 pub mod rng;
+pub mod sample;
 pub mod scenario;
 pub mod skip;
 pub mod sys;

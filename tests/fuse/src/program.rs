@@ -164,3 +164,44 @@ pub fn on_a_disk(path: &Path) -> bool {
     use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
     statfs(path).is_ok_and(|found| ![TMPFS_MAGIC, OVERLAYFS_SUPER_MAGIC].contains(&found.filesystem_type()))
 }
+
+/// A process that holds a file open until it is dropped.
+pub struct Holder {
+    child: std::process::Child,
+}
+
+impl Holder {
+    /// Opens `file` for appending (or for reading) in a process named `sleep`.
+    pub fn new(file: &Path, writing: bool) -> Holder {
+        let script = if writing {
+            "exec 3>>\"$1\"; echo ready; exec sleep 1000"
+        } else {
+            "exec 3<\"$1\"; echo ready; exec sleep 1000"
+        };
+        Holder::spawn(Command::new("sh").args(["-c", script, "sh"]).arg(file))
+    }
+
+    /// A process whose working directory is `dir`.
+    pub fn in_dir(dir: &Path) -> Holder {
+        Holder::spawn(Command::new("sh").args(["-c", "echo ready; exec sleep 1000"]).current_dir(dir))
+    }
+
+    fn spawn(command: &mut Command) -> Holder {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("sh");
+        let mut ready = [0; 6];
+        child.stdout.take().expect("piped").read_exact(&mut ready).expect("the process opened the file");
+        Holder { child }
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

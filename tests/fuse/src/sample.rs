@@ -33,18 +33,12 @@ pub fn fill(dir: &Path) {
     sparse.write_all_at(b"in the middle", 600 << 20).expect("write");
     sys::mknod(&dir.join("fifo"), libc::S_IFIFO | 0o640, 0).expect("mkfifo");
     sys::mknod(&dir.join("sub/socket"), libc::S_IFSOCK | 0o600, 0).expect("mknod");
-    for name in [
-        &b"\xff\xfe not utf-8"[..],
-        b"new\nline",
-        b" ",
-        b"-rf",
-        b"quo\"te'`$x",
-        b"@time",
-        b"~1",
-        b"\xe2\x98\x83",
-    ] {
+    for name in
+        [&b"\xff\xfe not utf-8"[..], b"new\nline", b" ", b"-rf", b"quo\"te'`$x", b"~1", b"\xe2\x98\x83"]
+    {
         fs::write(dir.join(OsStr::from_bytes(name)), name).expect("write");
     }
+    fs::write(dir.join("sub/@height"), b"a program's own").expect("write");
     fs::write(dir.join("n".repeat(255)), b"255").expect("write");
     xattr::set(dir.join("small"), "user.note", b"a note").expect("setxattr");
     xattr::set(dir.join("sub"), "user.binary", &[0, 255, 10]).expect("setxattr");

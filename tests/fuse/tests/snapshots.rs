@@ -264,7 +264,6 @@ fn diff_names_what_changed() {
     mount.snapshot(1);
     assert_eq!(mount.json(&["diff", "1", "live"]), serde_json::json!([]));
     sample::disturb(&mount.dir);
-    fs::remove_file(mount.live("empty dir")).ok();
     fs::remove_dir(mount.live("empty dir")).unwrap();
     fs::write(mount.live("empty dir"), "now a file").unwrap();
     mount.snapshot(2);

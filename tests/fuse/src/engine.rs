@@ -16,13 +16,24 @@ use crate::program;
 pub const EVERY: Duration = Duration::from_millis(50);
 
 /// How many transactions have been acknowledged, and whether the writer is to end.
-#[derive(Default)]
 pub struct Progress {
     acknowledged: AtomicU64,
     ended: AtomicBool,
+    most: u64,
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress::up_to(u64::MAX)
+    }
 }
 
 impl Progress {
+    /// The writer ends by itself after `most` transactions.
+    pub fn up_to(most: u64) -> Progress {
+        Progress { acknowledged: AtomicU64::new(0), ended: AtomicBool::new(false), most }
+    }
+
     /// Says that transaction `number` was committed.
     pub fn acknowledge(&self, number: u64) {
         self.acknowledged.store(number, Ordering::SeqCst);
@@ -30,7 +41,7 @@ impl Progress {
 
     /// Whether the writer is to go on.
     pub fn go_on(&self) -> bool {
-        !self.ended.load(Ordering::SeqCst)
+        !self.ended.load(Ordering::SeqCst) && self.acknowledged() < self.most
     }
 
     /// Transactions acknowledged so far.

@@ -10,13 +10,16 @@
 //! | [`mount`] | [`mount::Mount`]: a data dir, its store, its daemon; cleans up after itself |
 //! | [`tree`] | reads a whole tree, compares two of them fully |
 //! | [`model`], [`ops`], [`scenario`] | the reference model, random operations, the driver that runs them everywhere |
+//! | [`databases`] | SQLite, LMDB, redb, LevelDB: how each writes, how a copy is checked |
 //! | [`engine`] | databases that write while snapshots are taken, and what each copy must hold |
+//! | [`rocksdb`] | RocksDB through its command line tools |
 //! | [`monerod`] | a real node in regtest |
 //! | [`sample`] | a directory with everything in it that a careless program trips over |
 //! | [`rng`] | numbers that a seed decides |
 //! | [`skip`] | a skipped test says why and is counted |
 //! | [`sys`] | the few calls that need `unsafe` |
 
+pub mod databases;
 pub mod engine;
 pub mod model;
 pub mod monerod;
@@ -24,6 +27,7 @@ pub mod mount;
 pub mod ops;
 pub mod program;
 pub mod rng;
+pub mod rocksdb;
 pub mod sample;
 pub mod scenario;
 pub mod skip;

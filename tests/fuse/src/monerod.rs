@@ -110,9 +110,9 @@ impl Monerod {
     }
 
     /// Ends the node at once, as it has lost its disk.
-    pub fn abort(mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    pub fn abort(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     }
 }
 

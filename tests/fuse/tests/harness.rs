@@ -4,10 +4,16 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use tmfs_tests::by_ring;
+use tmfs_tests::databases::Engine;
+use tmfs_tests::engine::Progress;
+use tmfs_tests::monerod::Monerod;
 use tmfs_tests::mount::Work;
 use tmfs_tests::ops::Generator;
+use tmfs_tests::program;
 use tmfs_tests::rng::{Rng, seeds};
+use tmfs_tests::rocksdb;
 use tmfs_tests::scenario::Scenario;
+use tmfs_tests::skip;
 use tmfs_tests::sys;
 use tmfs_tests::tree::{Tree, With};
 
@@ -107,4 +113,64 @@ fn a_large_sparse_file_is_compared_by_its_data() {
     };
     assert_eq!(make("a", 1 << 39), make("b", 1 << 39));
     assert_ne!(make("c", 1 << 39), make("d", (1 << 39) + 4096));
+}
+
+/// Each engine's writer and counter on a plain directory; and a copy that lost something is not counted as whole.
+#[test]
+fn the_engines_count_what_they_wrote() {
+    for engine in Engine::ALL {
+        let work = Work::new();
+        let dir = work.path().join("db");
+        fs::create_dir(&dir).unwrap();
+        assert_eq!(engine.count(&dir), 0, "{engine:?}: an empty directory");
+        engine.write(&dir, &Progress::up_to(300));
+        let copy = work.path().join("copy");
+        program::must("cp", &["-a".as_ref(), dir.as_os_str(), copy.as_os_str()]);
+        assert_eq!(engine.count(&copy), 300, "{engine:?}");
+        // A torn copy: the last quarter of the largest file is from nowhere.
+        fs::remove_dir_all(&copy).unwrap();
+        program::must("cp", &["-a".as_ref(), dir.as_os_str(), copy.as_os_str()]);
+        let files = fs::read_dir(&copy).unwrap().map(|entry| entry.unwrap().path());
+        let largest = files
+            .max_by_key(|path| std::os::unix::fs::MetadataExt::blocks(&path.metadata().unwrap()))
+            .unwrap();
+        let occupied = std::os::unix::fs::MetadataExt::blocks(&largest.metadata().unwrap()) * 512;
+        let damaged = fs::File::options().write(true).open(&largest).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&damaged, &vec![0x55; occupied as usize / 2], occupied / 4)
+            .unwrap();
+        drop(damaged);
+        let verdict = std::panic::catch_unwind(|| engine.count(&copy));
+        assert!(
+            verdict.is_err() || verdict.is_ok_and(|count| count < 300),
+            "{engine:?}: damage went unnoticed"
+        );
+    }
+}
+
+#[test]
+fn rocksdb_tools_count_what_they_wrote() {
+    if skip::unless_program("ldb", "RocksDB") {
+        return;
+    }
+    let work = Work::new();
+    let dir = work.path().join("db");
+    rocksdb::write(&dir, &Progress::up_to(12));
+    assert_eq!(rocksdb::count(&dir), 12);
+}
+
+#[test]
+fn monerod_mines_in_a_plain_directory() {
+    if skip::unless_program("monerod", "a real node") || skip::unless_program("curl", "a real node") {
+        return;
+    }
+    let work = Work::new();
+    let dir = work.path().join("node");
+    let node = Monerod::start(&dir, &work.path().join("log"));
+    assert_eq!(node.block_count(), 1);
+    node.mine(10);
+    assert_eq!(node.block_count(), 11);
+    let hash = node.block_hash(10);
+    node.stop();
+    let node = Monerod::start(&dir, &work.path().join("log"));
+    assert_eq!((node.block_count(), node.block_hash(10)), (11, hash));
 }

@@ -30,6 +30,7 @@ impl Monerod {
         let child = Command::new("monerod")
             .args([
                 "--regtest",
+                "--keep-fakechain",
                 "--offline",
                 "--fixed-difficulty",
                 "1",

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`program`] | finds the `tmfs` binary, runs it (and any other program) with a time limit |
 //! | [`mount`] | [`mount::Mount`]: a data dir, its store, its daemon; cleans up after itself |
+//! | [`twin`] | the same done on a mount and in a plain directory |
 //! | [`tree`] | reads a whole tree, compares two of them fully |
 //! | [`model`], [`ops`], [`scenario`] | the reference model, random operations, the driver that runs them everywhere |
 //! | [`databases`] | SQLite, LMDB, redb, LevelDB: how each writes, how a copy is checked |
@@ -33,6 +34,7 @@ pub mod scenario;
 pub mod skip;
 pub mod sys;
 pub mod tree;
+pub mod twin;
 
 /// Whether the long ring was asked for (`TMFS_LONG=1`).
 pub fn long() -> bool {

@@ -227,3 +227,18 @@ fn unmount_waits_until_everything_is_durable_and_refuses_while_in_use() {
     mount.tree().assert_same(&before, With::ALL, "after unmounting");
     let _ = Tree::read(&mount.dir);
 }
+
+/// A daemon that kept its parent's standard output would hang every script that reads from `tmfs mount`.
+#[test]
+fn mount_through_a_pipe_comes_back() {
+    let mount = Mount::unmounted(&[], sample::fill);
+    let line = "\"$1\" mount \"$2\" --store \"$3\" 2>&1 | cat; cd \"$2\" && ls | wc -l";
+    let outcome = program::run(
+        Command::new("sh").args(["-c", line, "sh"]).arg(program::tmfs()).arg(&mount.dir).arg(&mount.store),
+    )
+    .ok();
+    assert!(is_mounted(&mount.dir), "{outcome}");
+    let pid = mount.pid();
+    let stands = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+    assert_eq!(stands, std::path::Path::new("/"), "a daemon that keeps no directory busy");
+}

@@ -82,8 +82,20 @@ pub fn negative() -> FileAttr {
 
 pub fn timestamp(time: TimeOrNow) -> Timestamp {
     match time {
-        TimeOrNow::SpecificTime(time) => time.into(),
+        TimeOrNow::SpecificTime(time) => from_fuser(time),
         TimeOrNow::Now => Timestamp::now(),
+    }
+}
+
+/// A time that came through fuser, which for times before 1970 takes the nanoseconds away instead of adding them
+/// (fuser 0.18, `system_time_from_time`). Undone here; its other direction is right.
+pub fn from_fuser(time: std::time::SystemTime) -> Timestamp {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(_) => time.into(),
+        Err(before) => {
+            let d = before.duration();
+            Timestamp { secs: -(d.as_secs() as i64), nanos: d.subsec_nanos() }
+        }
     }
 }
 

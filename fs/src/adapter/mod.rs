@@ -30,8 +30,8 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use snapstore::FileKind;
 use snapstore::backend::{SetAttr, WriteOrigin};
-use snapstore::{FileKind, Timestamp};
 
 use crate::errno::{Errno, Result};
 use crate::kernel::Kernel;
@@ -39,7 +39,9 @@ use crate::mounted::Mounted;
 use crate::node::NodeId;
 use crate::tree::{Entered, Found, Make, is_heights};
 
-use decode::{caller, errno, file_attr, file_type, negative, node, rename_mode, timestamp, xattr_mode};
+use decode::{
+    caller, errno, file_attr, file_type, from_fuser, negative, node, rename_mode, timestamp, xattr_mode,
+};
 pub use init::Wanted;
 pub use requests::{Kind, Requests};
 
@@ -244,7 +246,7 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(timestamp),
             mtime: mtime.map(timestamp),
-            ctime: ctime.map(Timestamp::from),
+            ctime: ctime.map(from_fuser),
             drop_privileges: false,
         };
         let fh = fh.map(|fh| fh.0);

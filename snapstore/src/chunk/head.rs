@@ -430,6 +430,7 @@ impl Head for ChunkHead {
         if value.len() > XATTR_MAX {
             return Err(Error::TooBig);
         }
+        check_xattr_name(name)?;
         self.change(|l| {
             let exists = l.xattr(ino, name)?.is_some();
             match mode {
@@ -501,6 +502,21 @@ impl Head for ChunkHead {
         }
         self.change(|l| purge(&self.core, l, ino))
     }
+}
+
+/// Only what other file systems take as well, so that a tree can be copied anywhere.
+fn check_xattr_name(name: &[u8]) -> Result<()> {
+    if name == acl::ACCESS || name == acl::DEFAULT {
+        return Ok(());
+    }
+    for space in [&b"user."[..], b"trusted.", b"security."] {
+        match name.strip_prefix(space) {
+            Some([]) => return Err(Error::InvalidArgument),
+            Some(_) => return Ok(()),
+            None => {}
+        }
+    }
+    Err(Error::Unsupported)
 }
 
 /// Removes an inode without a name: its attributes, and its layer of the head's epoch. Older layers stay while a

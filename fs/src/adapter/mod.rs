@@ -94,10 +94,6 @@ impl Kernel for Notifier {
     fn forget_content(&self, id: NodeId) -> io::Result<()> {
         self.0.inval_inode(INodeNo(id.0), 0, 0)
     }
-
-    fn forget_attributes(&self, id: NodeId) -> io::Result<()> {
-        self.0.inval_inode(INodeNo(id.0), -1, 0)
-    }
 }
 
 impl Adapter {
@@ -185,7 +181,7 @@ fn send_xattr(value: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
 /// A live file may stay cached over its opening, and a view's file all the more: this process is the only writer.
 const FILE: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
 /// A view's directory never changes.
-const VIEW_DIRECTORY: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_CACHE_DIR);
+const FROZEN_DIRECTORY: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_CACHE_DIR);
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -453,12 +449,12 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let flags = if decode::is_view(node(ino)) { VIEW_DIRECTORY } else { FopenFlags::empty() };
         self.serve(
             Kind::OpenDir,
             |tree| tree.open_dir(caller(req), node(ino)),
             |result| match result {
-                Ok(fh) => reply.opened(FileHandle(fh), flags),
+                Ok((fh, true)) => reply.opened(FileHandle(fh), FROZEN_DIRECTORY),
+                Ok((fh, false)) => reply.opened(FileHandle(fh), FopenFlags::empty()),
                 Err(e) => reply.error(errno(e)),
             },
         );

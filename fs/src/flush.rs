@@ -97,8 +97,12 @@ impl Mounted {
             Ok(file) => self.sync_pages(&file),
             // Closed for good since we listed it, so the kernel has flushed it.
             Err(_) if !self.tree.handles.is_writer(id) => Ok(()),
-            // Without root, a file that its owner may not read.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.write_back(id),
+            // Without root, a file that its owner may not read; or one that somebody holds a lease on.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::WouldBlock) =>
+            {
+                self.write_back(id)
+            }
             Err(error) => Err(error),
         };
         self.drop_path_of(id);

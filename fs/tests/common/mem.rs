@@ -184,6 +184,7 @@ impl State {
     }
 
     fn find(&self, parent: Ino, name: &OsStr) -> Result<Ino> {
+        assert_ne!(name, "PANIC", "a handler that panics, for a test");
         self.dir(parent)?.entries.get(name).copied().ok_or(Error::NoEntry)
     }
 

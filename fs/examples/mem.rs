@@ -1,7 +1,7 @@
 //! Mounts the tests' backend in memory, to try programs on the file system without a store:
 //! `cargo run --example mem -- DIR [through]`, until `umount DIR`.
 
-#[path = "../tests/common/mem.rs"]
+#[path = "../tests/common/mem/mod.rs"]
 #[allow(dead_code)]
 mod mem;
 

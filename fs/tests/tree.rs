@@ -1,6 +1,6 @@
 //! The tree without a kernel.
 
-#[path = "common/mem.rs"]
+#[path = "common/mem/mod.rs"]
 #[allow(dead_code)]
 mod mem;
 

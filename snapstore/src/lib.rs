@@ -7,10 +7,12 @@ pub mod backend;
 pub mod chunk;
 pub mod control;
 pub mod diff;
+mod disk;
 mod error;
 pub mod locate;
 pub mod procs;
 pub mod progress;
+mod sys;
 mod types;
 
 pub use error::{Error, Result};

@@ -1,5 +1,28 @@
 //! The chunk backend: redirect-on-write layers on any file system.
 
+mod account;
+mod acl;
+mod content;
+mod core;
+mod file;
+mod fold;
+mod format;
+mod head;
+mod layer;
+mod lineage;
+mod lock;
+mod meta;
+mod open;
+mod preserve;
+mod reclaim;
+mod rows;
+mod seal;
+mod snapshots;
+mod space;
+mod store;
+mod tree;
+mod worker;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,8 +52,19 @@ pub struct Recovery {
 
 /// Opens a store: takes its lock, recovers it if need be. The path is that of the store itself.
 pub fn open(store: &Path, options: &OpenOptions) -> Result<(Arc<dyn Backend>, Recovery)> {
-    let _ = (store, options);
-    unreachable!("not yet")
+    let (store, recovery) = open::open(store, options)?;
+    Ok((store, recovery))
+}
+
+/// Makes a store with nothing in it at `store`, a directory that does not exist yet, without taking over any
+/// data dir: for tests, and for programs that bring their own tree. `data_dir` is only noted.
+pub fn create_empty(store: &Path, data_dir: &Path) -> Result<()> {
+    std::fs::create_dir(store).map_err(crate::Error::io("create", store))?;
+    let dir = open::open_dir(store)?;
+    let disk = crate::disk::RealDisk::new(dir.try_clone().map_err(crate::Error::io("open", store))?);
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    open::initialize(&disk, open::root_row(0o755, uid, gid))?;
+    format::write(&dir, store, data_dir)
 }
 
 /// Makes `data_dir` a tmfs data dir: its files become the base layers, by rename. Goes on with an adoption that was

@@ -83,10 +83,11 @@ pub enum ClientError {
     Failed(#[from] Failure),
 }
 
-impl From<ClientError> for Failure {
-    fn from(error: ClientError) -> Failure {
-        let kind = match &error {
-            ClientError::Failed(failure) => return failure.clone(),
+impl ClientError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            ClientError::Failed(failure) => failure.kind,
             ClientError::NotMounted { .. } => FailureKind::NotAStore,
             ClientError::Wire(_) | ClientError::TooLong { .. } => FailureKind::Usage,
             ClientError::Dead { .. }
@@ -95,8 +96,16 @@ impl From<ClientError> for Failure {
             | ClientError::Unexpected
             | ClientError::Io { .. }
             | ClientError::Lost => FailureKind::Failed,
-        };
-        Failure { kind, message: error.to_string() }
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        match error {
+            ClientError::Failed(failure) => failure,
+            error => Failure { kind: error.kind(), message: error.to_string() },
+        }
     }
 }
 

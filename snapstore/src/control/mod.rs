@@ -216,9 +216,10 @@ impl FailureKind {
     }
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        let kind = match &error {
+impl FailureKind {
+    /// The kind of an error of the store.
+    pub fn of(error: &Error) -> FailureKind {
+        match error {
             Error::NoSuchHeight { .. }
             | Error::NothingBelow { .. }
             | Error::NoSnapshots
@@ -228,8 +229,13 @@ impl From<Error> for Failure {
             Error::Damaged { .. } | Error::DamagedLayer { .. } => FailureKind::Damaged,
             Error::BadSnapshotOption { .. } => FailureKind::Usage,
             _ => FailureKind::Failed,
-        };
-        Failure { kind, message: error.to_string() }
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure { kind: FailureKind::of(&error), message: error.to_string() }
     }
 }
 

@@ -1,0 +1,114 @@
+//! The configuration file: TOML, with what can also be said on the command line, which wins.
+//!
+//! ```toml
+//! [mount]
+//! cache = "writeback"          # or "through"
+//! show-heights = false
+//! store = "/fast/disk/store"   # absolute
+//! backend = "auto"             # or "chunk"
+//! ```
+//!
+//! A key that is not known is an error: a typo must not be a silent default.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::usage;
+
+/// The whole file.
+#[derive(Deserialize, Default, PartialEq, Debug)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Config {
+    /// What `tmfs mount` takes from it.
+    pub mount: Mount,
+}
+
+/// `[mount]`
+#[derive(Deserialize, Default, PartialEq, Debug)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[allow(missing_docs)] // Named as the options of `tmfs mount`.
+pub struct Mount {
+    pub cache: Option<Cache>,
+    pub show_heights: Option<bool>,
+    pub store: Option<PathBuf>,
+    pub backend: Option<Backend>,
+}
+
+/// How the live files are cached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cache {
+    /// The kernel collects writes: near native speed
+    Writeback,
+    /// Every write reaches tmfs before it returns
+    Through,
+}
+
+impl From<Cache> for tmfs_fs::Cache {
+    fn from(cache: Cache) -> tmfs_fs::Cache {
+        match cache {
+            Cache::Writeback => tmfs_fs::Cache::Writeback,
+            Cache::Through => tmfs_fs::Cache::Through,
+        }
+    }
+}
+
+/// What keeps the snapshots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// The best that this place and this version offer
+    Auto,
+    /// tmfs's own layers, on any file system
+    Chunk,
+    /// Subvolumes of Btrfs
+    Btrfs,
+    /// Datasets of ZFS
+    Zfs,
+    /// Commands of the administrator
+    External,
+}
+
+/// Reads a configuration file.
+pub fn read(path: &Path) -> anyhow::Result<Config> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+    parse(&text).map_err(|problem| usage(format!("{}: {problem}", path.display())))
+}
+
+fn parse(text: &str) -> Result<Config, String> {
+    let config: Config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    match &config.mount.store {
+        Some(store) if !store.is_absolute() => Err("mount.store must be an absolute path".into()),
+        _ => Ok(config),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_keys_and_none() {
+        assert_eq!(parse("").unwrap(), Config::default());
+        let text = "[mount]\ncache = 'through'\nshow-heights = true\nstore = '/s'\nbackend = 'chunk'\n";
+        let mount = Mount {
+            cache: Some(Cache::Through),
+            show_heights: Some(true),
+            store: Some("/s".into()),
+            backend: Some(Backend::Chunk),
+        };
+        assert_eq!(parse(text).unwrap(), Config { mount });
+    }
+
+    #[test]
+    fn typos_are_errors() {
+        for text in ["[mount]\ncahce = 'through'", "[mnt]", "x = 1", "[mount]\ncache = 'fast'", "[mount"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        assert_eq!(parse("[mount]\nstore = 's'").unwrap_err(), "mount.store must be an absolute path");
+    }
+}

@@ -1,0 +1,99 @@
+//! The process that serves a mount, from an adopted data dir to the end of the mount.
+//!
+//! `tmfs mount` starts it in the background ([`spawn`]) and waits until it says that it serves ([`ready`]); with
+//! `--foreground` it is `tmfs mount` itself. The store may lie beneath the mount, so whatever needs it by path is
+//! opened before mounting, and its directory is kept open for the control socket.
+
+pub mod log;
+mod process;
+pub mod ready;
+mod signals;
+pub mod spawn;
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use snapstore::chunk;
+use snapstore::control::server::Server;
+use snapstore::control::{Request, SOCKET_NAME, Verbs};
+
+use crate::config::Cache;
+use crate::output::recovery_lines;
+use ready::Ready;
+
+/// What is mounted, and how.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where: absolute, without symlinks.
+    pub data_dir: PathBuf,
+    /// Its store: absolute.
+    pub store: PathBuf,
+    /// How live files are cached.
+    pub cache: Cache,
+    /// Whether the root lists `@height`.
+    pub show_heights: bool,
+}
+
+/// Opens the store, mounts it, and serves until it is unmounted. The log must have been set up, and no thread started.
+pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
+    process::prepare();
+    let signals = signals::block().context("cannot block signals")?;
+    let store = open_dir(plan).with_context(|| format!("cannot open the store {}", plan.store.display()))?;
+    let control_path =
+        PathBuf::from(format!("/proc/{}/fd/{}/{SOCKET_NAME}", std::process::id(), store.as_raw_fd()));
+
+    let (backend, recovery) = chunk::open(&plan.store, &chunk::OpenOptions::default())?;
+    let notices = recovery_lines(&recovery);
+    for notice in &notices {
+        tracing::warn!(orphan_layers = recovery.orphan_layers, "{notice}");
+    }
+    let options = tmfs_fs::MountOptions {
+        mountpoint: plan.data_dir.clone(),
+        data_dir: plan.data_dir.clone(),
+        store: plan.store.clone(),
+        cache: plan.cache.into(),
+        show_heights: plan.show_heights,
+        control_path,
+        threads: None,
+    };
+    let mounted = match tmfs_fs::mount(backend.clone(), options) {
+        Ok(mounted) => mounted,
+        Err(error) => {
+            if let Err(error) = backend.close() {
+                tracing::error!(%error, "closing the store failed");
+            }
+            let context = format!("cannot mount {}", plan.data_dir.display());
+            return Err(anyhow::Error::new(error).context(context));
+        }
+    };
+    drop(backend);
+    let verbs: Arc<dyn Verbs> = mounted.clone();
+    let server = match Server::bind(&store, verbs.clone()) {
+        Ok(server) => server,
+        Err(error) => {
+            let _ = verbs.call(Request::Unmount);
+            let _ = mounted.wait();
+            return Err(anyhow::Error::new(error).context("cannot listen on the control socket"));
+        }
+    };
+    signals::handle(signals, verbs, plan.data_dir.clone())?;
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(data_dir = %plan.data_dir.display(), store = %plan.store.display(), version, "mounted");
+    ready.mounted(notices);
+
+    let ended = mounted.wait();
+    // Whoever asked for the unmount gets the answer first.
+    drop(server);
+    ended.context("the mount ended with an error")?;
+    tracing::info!("unmounted");
+    Ok(())
+}
+
+/// The store's directory, kept open for its name's sake only.
+fn open_dir(plan: &Plan) -> std::io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&plan.store)
+}

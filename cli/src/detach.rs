@@ -1,0 +1,37 @@
+//! Taking a mount out of the tree of files without asking its daemon: nobody can open anything in it any more, and what
+//! is open stays so until it is closed.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+
+use crate::output;
+
+/// Detaches the mount at a path (absolute, without symlinks).
+pub fn lazily(point: &Path) -> anyhow::Result<()> {
+    match umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Err(Errno::EPERM) => {
+            let detached = Command::new("fusermount3").arg("-uz").arg("--").arg(point).status();
+            match detached.context("cannot run fusermount3")? {
+                status if status.success() => Ok(()),
+                status => anyhow::bail!("fusermount3 -uz {}: {status}", point.display()),
+            }
+        }
+        detached => detached.with_context(|| format!("cannot detach {}", point.display())),
+    }
+}
+
+/// Clears the mount of a daemon that has died, and says what comes of it.
+pub fn dead(data_dir: &Path, what_next: &str) -> anyhow::Result<()> {
+    let cleared = tmfs_fs::clear_dead_mount(data_dir)
+        .with_context(|| format!("cannot clear the dead mount of {}", data_dir.display()))?;
+    // The kernel may answer for the root from what it remembers of it, so that it does not look dead.
+    if !cleared {
+        lazily(data_dir)?;
+    }
+    output::complain(&format!("{}: the daemon of this mount had died; {what_next}", data_dir.display()));
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! Somebody who answers for a data dir: the daemon of its mount, or the store itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use snapstore::backend::Backend;
+use snapstore::chunk;
+use snapstore::control::client::Client;
+use snapstore::control::offline::Offline;
+use snapstore::control::{Reply, Request, Verbs};
+
+use crate::failure::failure;
+use crate::output;
+use crate::target::{self, State};
+
+/// A data dir and who answers for it.
+pub struct Session {
+    /// The data dir: absolute, without symlinks.
+    pub data_dir: PathBuf,
+    reach: Reach,
+}
+
+enum Reach {
+    Mounted(Client),
+    Offline { verbs: Offline, backend: Arc<dyn Backend> },
+}
+
+impl Session {
+    /// Finds the data dir that is meant, and whoever answers for it.
+    pub fn open(path: Option<&Path>) -> anyhow::Result<Session> {
+        let data_dir = target::data_dir(path)?;
+        let reach = match target::state(&data_dir, None)? {
+            State::Mounted(client) => Reach::Mounted(client),
+            State::Dead => return Err(target::dead(&data_dir)),
+            State::Plain => return Err(target::plain(&data_dir)),
+            State::Adopted(located) => {
+                let (backend, recovery) = chunk::open(&located.store, &chunk::OpenOptions::default())?;
+                output::tell_recovery(&recovery);
+                Reach::Offline { verbs: Offline::new(backend.clone(), located), backend }
+            }
+        };
+        Ok(Session { data_dir, reach })
+    }
+
+    /// Asks one thing and is done. A store that was opened for it is closed, whatever the answer.
+    pub fn ask(self, request: Request) -> anyhow::Result<Reply> {
+        match &self.reach {
+            Reach::Mounted(client) => Ok(client.ask(&request)?),
+            Reach::Offline { verbs, .. } => {
+                let answer = verbs.call(request);
+                let closed = self.close();
+                let reply = answer?;
+                closed?;
+                Ok(reply)
+            }
+        }
+    }
+
+    /// Is done without asking.
+    pub fn close(self) -> anyhow::Result<()> {
+        match self.reach {
+            Reach::Mounted(_) => Ok(()),
+            Reach::Offline { backend, .. } => Ok(backend.close()?),
+        }
+    }
+}
+
+/// What to say when a reply does not fit the request.
+pub fn unexpected() -> anyhow::Error {
+    let error = snapstore::control::client::ClientError::Unexpected;
+    failure(error.kind(), error.to_string())
+}

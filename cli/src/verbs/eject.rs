@@ -1,0 +1,59 @@
+//! `tmfs eject`: back to a plain directory.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+
+use snapstore::chunk;
+use snapstore::control::FailureKind;
+
+use crate::failure::{failure, usage};
+use crate::progress::Bar;
+use crate::target::{self, State};
+use crate::{format, output};
+
+/// Make a data dir a plain directory again, as it is now; all snapshots are dropped
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The data dir, not mounted
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Ejects.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let data_dir = target::existing(&args.dir)?;
+    let dir = format::path(&data_dir);
+    let located = match target::state(&data_dir, None)? {
+        State::Mounted(_) => {
+            let message = format!("{dir}: mounted; unmount it first with `tmfs unmount {dir}`");
+            return Err(failure(FailureKind::Busy, message));
+        }
+        State::Dead => return Err(target::dead(&data_dir)),
+        State::Plain => return Err(target::plain(&data_dir)),
+        State::Adopted(located) => located,
+    };
+    if !args.yes && !agreed(&dir)? {
+        return Err(failure(FailureKind::Failed, format!("{dir}: left as it is")));
+    }
+    chunk::eject(&data_dir, Some(&located.store), &Bar::default())?;
+    output::say(&format!("{dir}: a plain directory again"));
+    Ok(())
+}
+
+/// Asks on a terminal.
+fn agreed(dir: &str) -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Err(usage(format!(
+            "{dir}: ejecting drops all snapshots; say --yes to do it without being asked"
+        )));
+    }
+    let mut stderr = io::stderr();
+    let _ = write!(stderr, "{dir}: drop all snapshots and make it a plain directory? [y/N] ");
+    let _ = stderr.flush();
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}

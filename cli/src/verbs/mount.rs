@@ -1,0 +1,228 @@
+//! `tmfs mount`: takes over a directory as it is, and serves it.
+//!
+//! What a person should see happens in this process: the checks, and adopting with its progress. The daemon begins when
+//! the data dir is adopted ([`crate::daemon`]).
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use snapstore::chunk;
+use snapstore::control::FailureKind;
+use snapstore::locate::Located;
+use snapstore::procs::{self, OpenFile};
+
+use crate::config::{self, Backend, Cache};
+use crate::daemon::ready::Ready;
+use crate::daemon::{self, Plan, log, spawn};
+use crate::detach;
+use crate::failure::{Told, failure, kind, usage};
+use crate::progress::Bar;
+use crate::target::{self, State};
+use crate::{format, output};
+
+/// Mount tmfs over a directory; the first time it takes over what is there, without copying
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The data dir
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Where to keep everything, on the same file system (default: a hidden directory beside DIR)
+    #[arg(long, value_name = "PATH")]
+    store: Option<PathBuf>,
+    /// What keeps the snapshots (default: auto)
+    #[arg(long, value_enum)]
+    backend: Option<Backend>,
+    /// How live files are cached (default: writeback)
+    #[arg(long, value_enum)]
+    cache: Option<Cache>,
+    /// List @height in the root directory
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    show_heights: Option<bool>,
+    /// Stay in the foreground
+    #[arg(long)]
+    foreground: bool,
+    /// Take options from this file; the command line wins
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Be the daemon that `tmfs mount` starts
+    #[arg(long = spawn::DAEMON_FLAG, hide = true, requires = "store", conflicts_with = "foreground")]
+    daemon: bool,
+}
+
+/// Mounts.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    if args.daemon {
+        return run_daemon(args);
+    }
+    let config = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default().mount;
+    let data_dir = target::existing(&args.dir)?;
+    let store = args.store.as_deref().map(absolute_store).transpose()?.or(config.store);
+    let choice = choose_backend(args.backend.or(config.backend).unwrap_or(Backend::Auto))?;
+    let located = adopt(&data_dir, store.as_deref(), choice)?;
+    let plan = Plan {
+        data_dir,
+        store: located.store,
+        cache: args.cache.or(config.cache).unwrap_or(Cache::Writeback),
+        show_heights: args.show_heights.or(config.show_heights).unwrap_or(false),
+    };
+    let log =
+        log::open(&plan.store).with_context(|| format!("cannot open the log in {}", plan.store.display()))?;
+    let words = format!("{}: mounted, store {}", format::path(&plan.data_dir), format::path(&plan.store));
+    if args.foreground {
+        log::to_stderr_and(log);
+        return daemon::serve(&plan, &mut Ready::Foreground(words));
+    }
+    let pid = spawn::spawn(&plan, log)?;
+    output::say(&format!("{words}, process {pid}"));
+    Ok(())
+}
+
+/// This process is the daemon: stdout leads to `tmfs mount`, stderr to the log.
+fn run_daemon(args: Args) -> anyhow::Result<()> {
+    spawn::become_daemon()?;
+    log::to_stderr();
+    let plan = Plan {
+        data_dir: args.dir,
+        store: args.store.ok_or_else(|| usage("the daemon needs its store"))?,
+        cache: args.cache.unwrap_or(Cache::Writeback),
+        show_heights: args.show_heights.unwrap_or(false),
+    };
+    let mut ready = Ready::Parent;
+    daemon::serve(&plan, &mut ready).map_err(|error| {
+        let status = kind(&error).exit_status();
+        tracing::error!("{error:#}");
+        ready.failed(status, &format!("{error:#}"));
+        Told(status).into()
+    })
+}
+
+/// Makes sure that the data dir is adopted and not mounted. Says what was chosen once nothing is in the way.
+fn adopt(data_dir: &Path, store: Option<&Path>, choice: Option<&str>) -> anyhow::Result<Located> {
+    let mut state = target::state(data_dir, store)?;
+    if let State::Dead = state {
+        detach::dead(data_dir, "recovering")?;
+        state = target::state(data_dir, store)?;
+    }
+    match state {
+        State::Mounted(client) => {
+            let pid = client.daemon_pid()?;
+            let message = format!("{}: mounted already, by process {pid}", data_dir.display());
+            return Err(failure(FailureKind::Busy, message));
+        }
+        State::Dead => return Err(target::dead(data_dir)),
+        State::Plain => refuse_in_use(data_dir, &procs::open_files(data_dir, false))?,
+        State::Adopted(_) => {}
+    }
+    choice.into_iter().for_each(output::say);
+    // At once for what is adopted; where it was interrupted, it goes on.
+    let located = chunk::adopt(data_dir, store, &Bar::default())?;
+    if located.data_dir != data_dir {
+        let message = format!(
+            "{}: the store {} belongs to {}",
+            data_dir.display(),
+            located.store.display(),
+            located.data_dir.display()
+        );
+        return Err(failure(FailureKind::Failed, message));
+    }
+    Ok(located)
+}
+
+/// Refuses to take over files that a process has open: it would go on with them beside the mount.
+fn refuse_in_use(data_dir: &Path, users: &[OpenFile]) -> anyhow::Result<()> {
+    // The shell of whoever types this may well stand in the directory.
+    let users: Vec<OpenFile> =
+        users.iter().filter(|user| user.writable || user.path != data_dir).cloned().collect();
+    if users.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "{}: has open files; stop these processes first (nothing was changed):{}",
+        data_dir.display(),
+        list_users(&users)
+    );
+    Err(failure(FailureKind::Busy, message))
+}
+
+/// Processes and their files, a line each, after a newline; nothing for none.
+pub fn list_users(users: &[OpenFile]) -> String {
+    const SHOWN: usize = 10;
+    let mut text = String::new();
+    for user in users.iter().take(SHOWN) {
+        let writing = if user.writable { " (for writing)" } else { "" };
+        let process = format::text(&user.process);
+        text.push_str(&format!("\n  {process} ({}): {}{writing}", user.pid, format::path(&user.path)));
+    }
+    if users.len() > SHOWN {
+        text.push_str(&format!("\n  and {} more", users.len() - SHOWN));
+    }
+    text
+}
+
+/// Whether a backend can be had; where tmfs itself chooses, the choice and its reason.
+fn choose_backend(backend: Backend) -> anyhow::Result<Option<&'static str>> {
+    match backend {
+        Backend::Chunk => Ok(None),
+        Backend::Auto => Ok(Some("backend chunk: it works on any file system")),
+        Backend::Btrfs | Backend::Zfs | Backend::External => {
+            let name = format!("{backend:?}").to_lowercase();
+            Err(usage(format!("the backend {name} is not in this version; use --backend chunk")))
+        }
+    }
+}
+
+/// A store that was named: absolute, without symlinks above its own name. It need not be there.
+fn absolute_store(path: &Path) -> anyhow::Result<PathBuf> {
+    let context = || format!("{}: no place for a store", path.display());
+    if let Ok(canonical) = path.canonicalize() {
+        return Ok(canonical);
+    }
+    let absolute = std::path::absolute(path).with_context(context)?;
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        return Err(usage(context()));
+    };
+    Ok(parent.canonicalize().with_context(context)?.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(pid: u32, path: &str, writable: bool) -> OpenFile {
+        OpenFile { pid, process: "geth".into(), path: path.into(), writable }
+    }
+
+    #[test]
+    fn who_is_in_the_way() {
+        let dir = Path::new("/d");
+        refuse_in_use(dir, &[user(1, "/d", false)]).unwrap();
+        let error = refuse_in_use(dir, &[user(1, "/d", false), user(7, "/d/LOCK", true)]).unwrap_err();
+        assert_eq!(kind(&error), FailureKind::Busy);
+        assert_eq!(
+            error.to_string(),
+            "/d: has open files; stop these processes first (nothing was changed):\n  \
+             geth (7): /d/LOCK (for writing)"
+        );
+        let many: Vec<OpenFile> = (0..12).map(|pid| user(pid, "/d/a b", false)).collect();
+        let list = list_users(&many);
+        assert!(list.ends_with("\n  geth (9): \"/d/a b\"\n  and 2 more"), "{list}");
+    }
+
+    #[test]
+    fn backends() {
+        assert_eq!(choose_backend(Backend::Chunk).unwrap(), None);
+        assert!(choose_backend(Backend::Auto).unwrap().is_some());
+        let error = choose_backend(Backend::Zfs).unwrap_err();
+        assert_eq!(error.to_string(), "the backend zfs is not in this version; use --backend chunk");
+        assert_eq!(kind(&error), FailureKind::Usage);
+    }
+
+    #[test]
+    fn stores_need_not_exist() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().canonicalize().unwrap();
+        assert_eq!(absolute_store(&temp.path().join("new")).unwrap(), dir.join("new"));
+        assert_eq!(absolute_store(temp.path()).unwrap(), dir);
+        assert!(absolute_store(&temp.path().join("no/new")).is_err());
+    }
+}

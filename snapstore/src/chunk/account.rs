@@ -1,0 +1,197 @@
+//! Accounting: what a deletion frees, and what there is.
+//!
+//! Epochs fall into **groups**: a tip or a branching point, with the epochs below it down to the next such. A group's
+//! epochs are seen together or not at all. Within a group, a chunk that a newer layer of the file hides is garbage;
+//! an epoch that no tip sees is garbage whole. Deleting a snapshot makes groups grow: what it frees is the garbage
+//! after, less the garbage before.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use roaring::RoaringBitmap;
+
+use super::core::Core;
+use super::lineage::EpochTree;
+use super::rows::{Key, KeyKind, LayerRow, Row};
+use super::snapshots::Control;
+use super::space::{own_chunks, visible_chunks};
+use crate::backend::Usage;
+use crate::error::Result;
+use crate::types::{CHUNK_SIZE, EpochId, Ino};
+
+/// What one epoch has of an inode's content: a layer, or the mark that it was removed.
+struct Part {
+    epoch: EpochId,
+    own: RoaringBitmap,
+    zeroed: RoaringBitmap,
+    limit: u64,
+}
+
+/// The groups of a tree under a set of tips.
+struct Groups {
+    /// Each epoch's group, by its newest member; `None`: no tip sees it.
+    of: BTreeMap<EpochId, Option<EpochId>>,
+}
+
+impl Groups {
+    fn new(tree: &EpochTree, tips: &BTreeSet<EpochId>) -> Groups {
+        let mut living_children: HashMap<EpochId, Vec<EpochId>> = HashMap::new();
+        let mut of = BTreeMap::new();
+        // Children come before their parents.
+        for (epoch, row) in tree.iter().rev() {
+            let children = living_children.remove(&epoch).unwrap_or_default();
+            let group = match children.as_slice() {
+                _ if tips.contains(&epoch) => Some(epoch),
+                [] => None,
+                [child] => of.get(child).copied().flatten(),
+                _ => Some(epoch),
+            };
+            if let (Some(_), Some(parent)) = (group, row.parent) {
+                living_children.entry(parent).or_default().push(epoch);
+            }
+            of.insert(epoch, group);
+        }
+        Groups { of }
+    }
+}
+
+impl Core {
+    /// Bytes that deleting the snapshots of these epochs would free.
+    pub(crate) fn freed_bytes(&self, c: &Control, gone: &[EpochId]) -> Result<u64> {
+        let head = self.head();
+        let mut tips = c.tips(head.epoch);
+        tips.extend(self.pinned_epochs());
+        let before = Groups::new(&c.tree, &tips);
+        for epoch in gone {
+            tips.remove(epoch);
+        }
+        let after = Groups::new(&c.tree, &tips);
+        // Only groups that change matter: those that an epoch joins or leaves.
+        let mut affected: BTreeSet<Option<EpochId>> = BTreeSet::new();
+        for (epoch, group) in &after.of {
+            if before.of.get(epoch) != Some(group) {
+                affected.insert(*group);
+            }
+        }
+        let members: Vec<EpochId> = after
+            .of
+            .iter()
+            .filter(|(e, g)| affected.contains(g) && (g.is_some() || before.of.get(e) != Some(g)))
+            .map(|(&e, _)| e)
+            .collect();
+        let parts = self.parts(&members)?;
+        let mut chunks = 0;
+        for (_, parts) in parts {
+            chunks += garbage(&parts, &after) - garbage(&parts, &before);
+        }
+        Ok(chunks * CHUNK_SIZE)
+    }
+
+    /// What the epochs have, by inode, newest first.
+    fn parts(&self, epochs: &[EpochId]) -> Result<BTreeMap<Ino, Vec<Part>>> {
+        let mut parts: BTreeMap<Ino, Vec<Part>> = BTreeMap::new();
+        for &epoch in epochs.iter().rev() {
+            for ino in self.meta.touched_layers(epoch)? {
+                let part = match self.meta.row_at(&Key::layer(ino), epoch)? {
+                    Some(Some(row)) => {
+                        let layer = self.layer(ino, epoch, &row)?;
+                        let own = own_chunks(self, &layer)?;
+                        let state = layer.state.read();
+                        Part { epoch, own, zeroed: state.zeroed.clone(), limit: state.limit }
+                    }
+                    Some(None) => {
+                        Part { epoch, own: RoaringBitmap::new(), zeroed: RoaringBitmap::new(), limit: 0 }
+                    }
+                    None => continue,
+                };
+                parts.entry(ino).or_default().push(part);
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Bytes that deleting one snapshot alone would free.
+    pub(crate) fn exclusive_bytes(&self, epoch: EpochId) -> Result<u64> {
+        let c = self.control.lock();
+        self.freed_bytes(&c, &[epoch])
+    }
+
+    /// Space and counts of the whole store. Reads all layer rows and the head's inode rows.
+    pub(crate) fn usage(&self) -> Result<Usage> {
+        let parent = self.control.lock().tree.parent(self.head().epoch);
+        if let Some(parent) = parent {
+            self.wait_sealed(parent)?;
+        }
+        let (head, undo_depth, base) = {
+            let c = self.control.lock();
+            let head = self.head();
+            (head.clone(), c.abandoned.len() as u64, c.tree.get(head.epoch).and_then(|e| e.base).unwrap_or(0))
+        };
+        let mut usage = Usage { undo_depth, ..Usage::default() };
+        let mut live = base as i64;
+        for ino in self.meta.touched_layers(head.epoch)? {
+            let stack = self.load_stack(&head.lineage, ino)?;
+            let below = match stack.first() {
+                Some(top) if top.epoch == head.epoch => &stack[1..],
+                _ => &stack[..],
+            };
+            live += visible_chunks(self, &stack)?.len() as i64;
+            live -= match below.is_empty() {
+                true => self.chunks_before(&head, ino)?,
+                false => visible_chunks(self, below)?.len(),
+            } as i64;
+        }
+        usage.live_bytes = live.max(0) as u64 * CHUNK_SIZE;
+        let mut total = 0;
+        self.meta.for_each_row(|key, epoch, value| {
+            if let (KeyKind::Layer(ino), Some(bytes)) = (key.kind(), value) {
+                usage.layers += 1;
+                let blocks = match self.pinned_layer(ino, epoch) {
+                    Some(layer) => match layer.existing(&*self.disk)? {
+                        Some(file) => file.stat().map_err(|e| layer.io("stat", e))?.blocks,
+                        None => 0,
+                    },
+                    None => LayerRow::decode(bytes)?.blocks,
+                };
+                total += blocks * 512;
+            }
+            Ok(())
+        })?;
+        usage.history_bytes = total.saturating_sub(usage.live_bytes);
+        self.meta.scan(&head.lineage, &Key::inodes(), |_, _| {
+            usage.live_files += 1;
+            Ok(true)
+        })?;
+        let stat = self.disk.stat(super::open::DATABASE);
+        let blocks = stat.map_err(crate::Error::io("stat", super::open::DATABASE))?.map_or(0, |s| s.blocks);
+        usage.metadata_bytes = blocks * 512;
+        Ok(usage)
+    }
+
+    /// Chunks an inode had before the head's epoch hid all of them.
+    fn chunks_before(&self, head: &super::core::HeadState, ino: Ino) -> Result<u64> {
+        match self.meta.newest_below(&head.lineage, &Key::layer(ino), head.epoch)? {
+            Some((_, Some(bytes))) => Ok(LayerRow::decode(&bytes)?.visible),
+            _ => Ok(0),
+        }
+    }
+}
+
+/// The chunks of one inode's layers, newest first, that are garbage under a grouping.
+fn garbage(parts: &[Part], groups: &Groups) -> u64 {
+    let mut hidden: HashMap<EpochId, (RoaringBitmap, u64)> = HashMap::new();
+    let mut chunks = 0;
+    for part in parts {
+        let Some(group) = groups.of.get(&part.epoch).copied().flatten() else {
+            chunks += part.own.len();
+            continue;
+        };
+        let (hides, limit) = hidden.entry(group).or_insert_with(|| (RoaringBitmap::new(), u64::MAX));
+        let mut shows = part.own.clone();
+        super::space::cut(&mut shows, *limit);
+        shows -= &*hides;
+        chunks += part.own.len() - shows.len();
+        *hides |= &part.own | &part.zeroed;
+        *limit = part.limit.min(*limit);
+    }
+    chunks
+}

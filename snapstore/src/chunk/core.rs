@@ -1,0 +1,481 @@
+//! What every part of the chunk store stands on: the disk, the metadata, the head, and the layers in use.
+//!
+//! # Operations and epochs
+//! There is no gate that stops writers for a cut. Each operation that changes data registers itself with the epoch
+//! it found ([`Core::enter`]); a cut makes the next epoch the head's in one step, under the lock that changes of
+//! metadata take anyway, and then waits until the operations of the old epoch have ended ([`Core::drain`]), while new
+//! ones go on in the new epoch. So an operation is in the snapshot or not, never half; one that ended before the cut
+//! was asked for is in it; one that began after it returned is not.
+//!
+//! # Lock order
+//! `control` (snapshots and rollbacks) → `names` → an [`Op`] → a file's stack → a layer's state → the metadata's
+//! tables. `pinned`, `live`, `contents`, `discarded` and `promised` are leaves.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::content::Content;
+use super::layer::Layer;
+use super::lineage::Lineage;
+use super::meta::{LayerCommit, Meta, Source};
+use super::rows::{Key, LayerFile, LayerRow, Row};
+use super::snapshots::Control;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::types::{EpochId, Ino};
+
+/// One head as a running program sees it. A rollback retires it, and handles that belong to it fail from then on.
+pub(crate) struct HeadInstance {
+    pub serial: u64,
+    pub retired: AtomicBool,
+}
+
+/// Where the head is.
+#[derive(Clone)]
+pub(crate) struct HeadState {
+    pub epoch: EpochId,
+    pub lineage: Lineage,
+    pub instance: Arc<HeadInstance>,
+}
+
+/// A view that is in use: its epoch's data is not reclaimed meanwhile.
+pub(crate) struct ViewScope {
+    pub lineage: Lineage,
+    pub core: Weak<Core>,
+}
+
+impl Drop for ViewScope {
+    fn drop(&mut self) {
+        if let Some(core) = self.core.upgrade() {
+            core.unpin(self.lineage.tip());
+        }
+    }
+}
+
+/// Which tree a file is seen in.
+#[derive(Clone)]
+pub(crate) enum Scope {
+    Head(Arc<HeadInstance>),
+    View(Arc<ViewScope>),
+}
+
+impl Scope {
+    pub(crate) fn lineage(&self, core: &Core) -> Lineage {
+        match self {
+            Scope::Head(_) => core.head().lineage.clone(),
+            Scope::View(view) => view.lineage.clone(),
+        }
+    }
+
+    fn key(&self) -> ScopeKey {
+        match self {
+            Scope::Head(instance) => ScopeKey::Head(instance.serial),
+            Scope::View(view) => ScopeKey::View(view.lineage.tip()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum ScopeKey {
+    Head(u64),
+    View(EpochId),
+}
+
+/// The store's shared state.
+pub(crate) struct Core {
+    pub disk: Arc<dyn Disk>,
+    pub meta: Meta,
+    /// Serializes snapshots, rollbacks, deletions.
+    pub control: Mutex<Control>,
+    /// Serializes changes of names and attributes, from their first look to [`Meta::apply`].
+    pub names: Mutex<()>,
+    head: RwLock<Arc<HeadState>>,
+    /// Operations under way, by the lowest bit of their epoch: a cut waits for the one before it to be over.
+    inflight: [AtomicUsize; 2],
+    pub next_ino: AtomicU64,
+    ino_bound: AtomicU64,
+    /// The file system below reports holes exactly, chunk by chunk.
+    pub holes_exact: bool,
+    live: Mutex<HashMap<(Ino, EpochId), Weak<Layer>>>,
+    /// Layers whose latest state the metadata on the disk does not have.
+    pinned: Mutex<HashMap<(Ino, EpochId), Arc<Layer>>>,
+    contents: Mutex<HashMap<(Ino, ScopeKey), Weak<Content>>>,
+    /// Counts changes of layers under open files.
+    folds: AtomicU64,
+    /// Files that no row will refer to after the next commit.
+    discarded: Mutex<Vec<(Ino, LayerFile)>>,
+    doomed: Mutex<Vec<(Ino, LayerFile)>>,
+    /// Layers to be synced before the next commit.
+    promised: Mutex<Vec<Arc<Layer>>>,
+    /// Views in use, by epoch.
+    pins: Mutex<HashMap<EpochId, usize>>,
+    /// Inodes of the head without a name, held open.
+    pub orphans: Mutex<std::collections::HashSet<Ino>>,
+    /// Work for the background.
+    pub work: Mutex<Work>,
+    pub wake: Condvar,
+    /// Woken when something in `work` has been done.
+    pub done: Condvar,
+}
+
+/// What the background has to do.
+#[derive(Default)]
+pub(crate) struct Work {
+    /// Epochs to seal, oldest first.
+    pub seal: std::collections::VecDeque<EpochId>,
+    /// Whether epochs may have become mergeable.
+    pub reclaim: bool,
+    /// Layer files to remove.
+    pub remove: Vec<(Ino, LayerFile)>,
+    /// Workers busy now.
+    pub busy: usize,
+    /// Why sealing does not go on: it is not tried again before the store is opened anew.
+    pub seal_failed: Option<String>,
+    /// There is no background: whoever waits does the work.
+    pub by_callers: bool,
+    /// Stop.
+    pub stop: bool,
+    /// The latest error, as text.
+    pub last_error: Option<String>,
+}
+
+/// An operation that changes data, registered with its epoch.
+pub(crate) struct Op<'a> {
+    core: &'a Core,
+    epoch: EpochId,
+}
+
+impl Op<'_> {
+    /// The epoch the operation belongs to.
+    pub(crate) fn epoch(&self) -> EpochId {
+        self.epoch
+    }
+}
+
+impl Drop for Op<'_> {
+    fn drop(&mut self) {
+        self.core.inflight[(self.epoch.0 & 1) as usize].fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Inode numbers are reserved on the disk so many at a time.
+const INO_RESERVE: u64 = 1 << 16;
+
+impl Core {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        meta: Meta,
+        control: Control,
+        head: HeadState,
+        next_ino: u64,
+        holes_exact: bool,
+    ) -> Arc<Core> {
+        Arc::new(Core {
+            disk,
+            meta,
+            control: Mutex::new(control),
+            names: Mutex::new(()),
+            head: RwLock::new(Arc::new(head)),
+            inflight: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            next_ino: AtomicU64::new(next_ino),
+            ino_bound: AtomicU64::new(next_ino),
+            holes_exact,
+            live: Mutex::default(),
+            pinned: Mutex::default(),
+            contents: Mutex::default(),
+            folds: AtomicU64::new(0),
+            discarded: Mutex::default(),
+            doomed: Mutex::default(),
+            promised: Mutex::default(),
+            pins: Mutex::default(),
+            orphans: Mutex::default(),
+            work: Mutex::default(),
+            wake: Condvar::new(),
+            done: Condvar::new(),
+        })
+    }
+
+    /// Where the head is now.
+    pub(crate) fn head(&self) -> Arc<HeadState> {
+        Arc::clone(&self.head.read())
+    }
+
+    /// Makes another state the head's. Called while the metadata's tables are locked for a new epoch.
+    pub(crate) fn set_head(&self, state: HeadState) {
+        *self.head.write() = Arc::new(state);
+    }
+
+    /// Registers an operation that changes data with the head's epoch.
+    pub(crate) fn enter(&self, scope: &Scope) -> Result<Op<'_>> {
+        let Scope::Head(instance) = scope else { return Err(Error::ReadOnly) };
+        loop {
+            let head = self.head();
+            if head.instance.serial != instance.serial {
+                return Err(Error::Stale);
+            }
+            self.meta.check()?;
+            let op = Op { core: self, epoch: head.epoch };
+            self.inflight[(head.epoch.0 & 1) as usize].fetch_add(1, Ordering::AcqRel);
+            // The head may have moved on between the look and the registration.
+            if instance.retired.load(Ordering::Acquire) {
+                return Err(Error::Stale);
+            }
+            if self.head.read().epoch == head.epoch {
+                return Ok(op);
+            }
+        }
+    }
+
+    /// Waits until no operation of `epoch`, which is no longer the head's, is under way.
+    pub(crate) fn drain(&self, epoch: EpochId) {
+        let slot = &self.inflight[(epoch.0 & 1) as usize];
+        let mut turns = 0u32;
+        while slot.load(Ordering::Acquire) != 0 {
+            turns += 1;
+            if turns < 100 {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        }
+    }
+
+    /// A new inode number.
+    pub(crate) fn new_ino(&self) -> Result<Ino> {
+        let ino = self.next_ino.fetch_add(1, Ordering::AcqRel);
+        if ino >> Ino::BITS != 0 {
+            return Err(Error::Metadata("all inode numbers are used up".into(), Some(libc::ENOSPC)));
+        }
+        // Callers hold `names`, so that no two reserve at once.
+        if ino >= self.ino_bound.load(Ordering::Acquire) {
+            let bound = ino + INO_RESERVE;
+            self.ino_bound.store(bound, Ordering::Release);
+            self.meta.apply_control(vec![("next_ino".into(), Some(bound.to_string().into_bytes()))]);
+        }
+        Ok(Ino(ino))
+    }
+
+    // --- Layers.
+
+    /// The layers of an inode in a lineage, newest first.
+    pub(crate) fn load_stack(&self, lineage: &Lineage, ino: Ino) -> Result<Vec<Arc<Layer>>> {
+        let mut stack = Vec::new();
+        self.meta.versions(lineage, &Key::layer(ino), |epoch, value| {
+            let Some(bytes) = value else { return Ok(true) };
+            let layer = self.layer(ino, epoch, bytes)?;
+            let last = layer.state.read().limit == 0;
+            stack.push(layer);
+            Ok(last)
+        })?;
+        Ok(stack)
+    }
+
+    /// The layer that a row stands for: the one in use, or loaded now.
+    pub(crate) fn layer(&self, ino: Ino, epoch: EpochId, row: &[u8]) -> Result<Arc<Layer>> {
+        let row = LayerRow::decode(row)?;
+        // A sealed layer in memory that differs from its row is one that folding has replaced just now.
+        let is_current = |layer: &Arc<Layer>| !row.sealed || layer.state.read().matches(&row);
+        if let Some(layer) = self.live_layer(ino, epoch).filter(is_current) {
+            return Ok(layer);
+        }
+        let loaded = Arc::new(Layer::load(&*self.disk, ino, epoch, row.clone())?);
+        let mut live = self.live.lock();
+        if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade).filter(is_current) {
+            return Ok(layer);
+        }
+        if live.len() >= 1024 && live.len().is_power_of_two() {
+            live.retain(|_, l| l.strong_count() > 0);
+        }
+        live.insert((ino, epoch), Arc::downgrade(&loaded));
+        Ok(loaded)
+    }
+
+    pub(crate) fn live_layer(&self, ino: Ino, epoch: EpochId) -> Option<Arc<Layer>> {
+        self.live.lock().get(&(ino, epoch)).and_then(Weak::upgrade)
+    }
+
+    /// Forgets layers that folding has replaced, and lets every open file take its stack anew.
+    pub(crate) fn layers_replaced(&self, ino: Ino, epochs: &[EpochId]) -> Result<()> {
+        self.folds.fetch_add(1, Ordering::AcqRel);
+        {
+            let mut live = self.live.lock();
+            for &epoch in epochs {
+                live.remove(&(ino, epoch));
+            }
+        }
+        let open: Vec<_> = {
+            let contents = self.contents.lock();
+            contents.iter().filter(|((i, _), _)| *i == ino).filter_map(|(_, c)| c.upgrade()).collect()
+        };
+        open.iter().try_for_each(|content| content.reload(self))
+    }
+
+    /// Takes in a new layer of an epoch with operations under way.
+    pub(crate) fn put_layer(&self, layer: &Arc<Layer>) {
+        self.live.lock().insert((layer.ino, layer.epoch), Arc::downgrade(layer));
+        self.touch_layer(layer);
+    }
+
+    /// Has the next commit write the layer's row, as the layer is then.
+    pub(crate) fn touch_layer(&self, layer: &Arc<Layer>) {
+        if !layer.in_memtable.swap(true, Ordering::AcqRel) {
+            self.pinned.lock().insert((layer.ino, layer.epoch), Arc::clone(layer));
+            let row = layer.row(false).encode();
+            self.meta.apply_at(layer.epoch, vec![(Key::layer(layer.ino), Some(row.into()))], &[]);
+        }
+    }
+
+    /// Has the next commit write the layer's row even if it was going to leave it for later.
+    pub(crate) fn require_commit(&self, layer: &Arc<Layer>) {
+        layer.in_memtable.store(false, Ordering::Release);
+        self.touch_layer(layer);
+    }
+
+    /// Has the next commit, once it has succeeded, remove a layer file. To be called after the change that stops
+    /// referring to it was applied.
+    pub(crate) fn discard_file(&self, ino: Ino, file: LayerFile) {
+        self.discarded.lock().push((ino, file));
+    }
+
+    /// Has the next commit sync a layer first.
+    pub(crate) fn promise(&self, layer: &Arc<Layer>) {
+        self.promised.lock().push(Arc::clone(layer));
+    }
+
+    /// Layers that the disk's metadata does not know as they are.
+    pub(crate) fn pinned_layers(&self) -> Vec<Arc<Layer>> {
+        self.pinned.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn pinned_layer(&self, ino: Ino, epoch: EpochId) -> Option<Arc<Layer>> {
+        self.pinned.lock().get(&(ino, epoch)).cloned()
+    }
+
+    /// Gives up a layer that will never be committed.
+    pub(crate) fn drop_layer(&self, ino: Ino, epoch: EpochId) {
+        self.pinned.lock().remove(&(ino, epoch));
+        self.live.lock().remove(&(ino, epoch));
+    }
+
+    // --- Contents.
+
+    /// The content of an inode in a tree, shared by all who have it open.
+    pub(crate) fn content(&self, scope: &Scope, ino: Ino) -> Result<Arc<Content>> {
+        let key = (ino, scope.key());
+        if let Some(content) = self.contents.lock().get(&key).and_then(Weak::upgrade) {
+            return Ok(content);
+        }
+        let folds = self.folds.load(Ordering::Acquire);
+        let loaded = Arc::new(Content::load(self, scope.clone(), ino)?);
+        {
+            let mut contents = self.contents.lock();
+            if let Some(content) = contents.get(&key).and_then(Weak::upgrade) {
+                return Ok(content);
+            }
+            if contents.len() >= 1024 && contents.len().is_power_of_two() {
+                contents.retain(|_, c| c.strong_count() > 0);
+            }
+            contents.insert(key, Arc::downgrade(&loaded));
+        }
+        // What was folded before the content could be found by `layers_replaced` is taken in here.
+        if self.folds.load(Ordering::Acquire) != folds {
+            loaded.reload(self)?;
+        }
+        Ok(loaded)
+    }
+
+    /// The content of an inode of the head, if somebody has it open.
+    pub(crate) fn open_content(&self, instance: &HeadInstance, ino: Ino) -> Option<Arc<Content>> {
+        self.contents.lock().get(&(ino, ScopeKey::Head(instance.serial))).and_then(Weak::upgrade)
+    }
+
+    // --- Views in use.
+
+    pub(crate) fn pin(&self, epoch: EpochId) {
+        *self.pins.lock().entry(epoch).or_default() += 1;
+    }
+
+    fn unpin(&self, epoch: EpochId) {
+        let mut pins = self.pins.lock();
+        if let Some(count) = pins.get_mut(&epoch) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&epoch);
+                drop(pins);
+                self.work.lock().reclaim = true;
+                self.wake.notify_all();
+            }
+        }
+    }
+
+    pub(crate) fn pinned_epochs(&self) -> Vec<EpochId> {
+        self.pins.lock().keys().copied().collect()
+    }
+
+    // --- Commits.
+
+    /// Makes everything so far durable; see [`Meta::commit`].
+    pub(crate) fn commit(&self, full: bool) -> Result<()> {
+        self.meta.commit(self, full)
+    }
+
+    /// Syncs every layer whose row waits for its data: before a full commit, without holding anything up.
+    pub(crate) fn sync_waiting(&self) -> Result<()> {
+        for layer in self.pinned_layers() {
+            if layer.barrier && !layer.anchored.load(Ordering::Acquire) {
+                layer.sync(&*self.disk)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Source for Core {
+    fn before_commit(&self, ino: Ino, epoch: EpochId, full: bool) -> Result<LayerCommit> {
+        let Some(layer) = self.pinned_layer(ino, epoch) else { return Ok(LayerCommit::AsIs) };
+        layer.in_memtable.store(false, Ordering::Release);
+        if layer.barrier && !layer.anchored.load(Ordering::Acquire) {
+            if !full {
+                layer.in_memtable.store(true, Ordering::Release);
+                return Ok(LayerCommit::Defer);
+            }
+            layer.sync(&*self.disk)?;
+        }
+        let with_chunks = !self.holes_exact;
+        if with_chunks {
+            // The map in the row must not promise a chunk that is not on the disk.
+            layer.sync(&*self.disk)?;
+        }
+        Ok(LayerCommit::Write(layer.row(with_chunks).encode()))
+    }
+
+    fn sync_promised(&self) -> Result<()> {
+        let discarded = std::mem::take(&mut *self.discarded.lock());
+        self.doomed.lock().extend(discarded);
+        let promised = std::mem::take(&mut *self.promised.lock());
+        promised.iter().try_for_each(|layer| layer.sync(&*self.disk))
+    }
+
+    fn after_commit(&self, committed: &[(Ino, EpochId)]) {
+        {
+            let mut pinned = self.pinned.lock();
+            for key in committed {
+                if let Some(layer) = pinned.get(key) {
+                    layer.row_on_disk.store(true, Ordering::Release);
+                    if !layer.in_memtable.load(Ordering::Acquire) {
+                        pinned.remove(key);
+                    }
+                }
+            }
+        }
+        let doomed = std::mem::take(&mut *self.doomed.lock());
+        if !doomed.is_empty() {
+            self.work.lock().remove.extend(doomed);
+            self.wake.notify_all();
+        }
+    }
+}

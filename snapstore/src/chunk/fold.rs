@@ -1,0 +1,178 @@
+//! Folding: joining two neighbouring layers of a file that no snapshot needs apart any more.
+//!
+//! What the pair shows is what the upper layer has, and where it has nothing, what the lower has below the upper's
+//! limit. Either the lower's visible chunks are copied up into the upper's file, or the upper's chunks are copied
+//! down into the lower's file, whichever is less. Both only change bytes that nobody sees before the commit:
+//! * copying up fills holes of a sealed layer, whose chunk map, not its holes, says what it has;
+//! * copying down overwrites chunks that the upper layer hides from everybody.
+//!
+//! So a crash in between leaves both layers as they were to every reader, and folding again does no harm. The order
+//! is: copy, sync, commit the row of the result, let open files take their stacks anew, remove the other file.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use roaring::RoaringBitmap;
+
+use super::core::Core;
+use super::layer::scan_chunks;
+use super::rows::{LayerFile, LayerRow};
+use super::space::cut;
+use crate::disk::DiskFile;
+use crate::error::{Error, Result};
+use crate::types::{CHUNK_SIZE, Ino};
+
+/// What came of folding: the row of the result, and the file that is no longer needed.
+pub(crate) struct Folded {
+    pub row: LayerRow,
+    pub gone: LayerFile,
+}
+
+/// Folds two sealed layers of an inode.
+pub(crate) fn fold(core: &Core, ino: Ino, lower: &LayerRow, upper: &LayerRow) -> Result<Folded> {
+    let Some(upper_own) = upper.chunks.as_ref().filter(|_| upper.limit > 0) else {
+        // Nothing of the lower one shows.
+        return Ok(Folded { row: upper.clone(), gone: lower.file });
+    };
+    let below = open(core, ino, lower.file)?;
+    let above = open(core, ino, upper.file)?;
+    let lower_own = match &lower.chunks {
+        Some(chunks) => chunks.clone(),
+        None => scan_chunks(&*below, lower.size).map_err(io("map", ino, lower.file))?,
+    };
+    let mut shows = lower_own.clone();
+    cut(&mut shows, upper.limit);
+    shows -= &upper.zeroed;
+    shows -= upper_own;
+    let work = Work { ino, lower, upper, below: &*below, above: &*above };
+    if shows.len() <= upper_own.len() { work.up(upper_own, &shows) } else { work.down(upper_own, &lower_own) }
+}
+
+fn open(core: &Core, ino: Ino, file: LayerFile) -> Result<Arc<dyn DiskFile>> {
+    core.disk.open(&file.path(ino)).map_err(io("open", ino, file))
+}
+
+fn io(op: &'static str, ino: Ino, file: LayerFile) -> impl FnOnce(std::io::Error) -> Error {
+    Error::io(op, file.path(ino))
+}
+
+struct Work<'a> {
+    ino: Ino,
+    lower: &'a LayerRow,
+    upper: &'a LayerRow,
+    below: &'a dyn DiskFile,
+    above: &'a dyn DiskFile,
+}
+
+impl Work<'_> {
+    /// Copies what shows of the lower layer up.
+    fn up(&self, upper_own: &RoaringBitmap, shows: &RoaringBitmap) -> Result<Folded> {
+        let file = self.upper.file;
+        // Of a chunk that the limit cuts, only what lies below it shows.
+        let end = self.upper.limit.min(self.lower.size);
+        copy_runs(self.below, self.above, shows, end).map_err(io("fold", self.ino, file))?;
+        self.above.sync_data().map_err(io("sync", self.ino, file))?;
+        let chunks = upper_own | shows;
+        let limit = self.upper.limit.min(self.lower.limit);
+        let mut zeroed = &self.upper.zeroed | &self.lower.zeroed;
+        zeroed -= &chunks;
+        cut(&mut zeroed, limit);
+        let blocks = self.above.stat().map_err(io("stat", self.ino, file))?.blocks;
+        let row = LayerRow { limit, zeroed, blocks, chunks: Some(chunks), ..self.upper.clone() };
+        Ok(Folded { row: optimized(row), gone: self.lower.file })
+    }
+
+    /// Copies the upper layer down.
+    fn down(&self, upper_own: &RoaringBitmap, lower_own: &RoaringBitmap) -> Result<Folded> {
+        let file = self.lower.file;
+        self.hide(upper_own, lower_own)
+            .and_then(|()| copy_runs(self.above, self.below, upper_own, self.upper.size))
+            .and_then(|()| self.below.set_len(self.upper.size))
+            .map_err(io("fold", self.ino, file))?;
+        self.below.sync_data().map_err(io("sync", self.ino, file))?;
+        let limit = self.upper.limit.min(self.lower.limit);
+        let mut zeroed = &self.upper.zeroed | &self.lower.zeroed;
+        let chunks = self.lower.chunks.as_ref().map(|own| {
+            let mut chunks = own.clone();
+            cut(&mut chunks, self.upper.limit);
+            chunks -= &self.upper.zeroed;
+            chunks | upper_own
+        });
+        match &chunks {
+            Some(chunks) => zeroed -= chunks,
+            // The file's own holes say it.
+            None => zeroed.clear(),
+        }
+        cut(&mut zeroed, limit);
+        let blocks = self.below.stat().map_err(io("stat", self.ino, file))?.blocks;
+        let row = LayerRow { file, limit, zeroed, blocks, chunks, ..self.upper.clone() };
+        Ok(Folded { row: optimized(row), gone: self.upper.file })
+    }
+
+    /// Makes read zeros in the lower file what the upper layer hides without having data of its own there.
+    fn hide(&self, upper_own: &RoaringBitmap, lower_own: &RoaringBitmap) -> std::io::Result<()> {
+        let limit = self.upper.limit;
+        if limit < self.lower.size {
+            let edge = limit.next_multiple_of(CHUNK_SIZE).min(self.lower.size);
+            let chunk = (limit / CHUNK_SIZE) as u32;
+            if edge > limit && lower_own.contains(chunk) && !upper_own.contains(chunk) {
+                self.below.write_at(&vec![0; (edge - limit) as usize], limit)?;
+            }
+            if edge < self.lower.size {
+                self.below.punch(edge, self.lower.size.next_multiple_of(CHUNK_SIZE) - edge)?;
+            }
+        }
+        let mut zeroed = &self.upper.zeroed & lower_own;
+        zeroed -= upper_own;
+        for (first, count) in runs(&zeroed) {
+            self.below.punch(u64::from(first) * CHUNK_SIZE, count * CHUNK_SIZE)?;
+        }
+        Ok(())
+    }
+}
+
+fn optimized(mut row: LayerRow) -> LayerRow {
+    row.zeroed.optimize();
+    if let Some(chunks) = &mut row.chunks {
+        chunks.optimize();
+    }
+    row
+}
+
+/// A bitmap's runs: first chunk, number of chunks.
+fn runs(chunks: &RoaringBitmap) -> impl Iterator<Item = (u32, u64)> + '_ {
+    let mut rest = chunks.iter();
+    std::iter::from_fn(move || {
+        let range = rest.next_range()?;
+        Some((*range.start(), u64::from(range.end() - range.start()) + 1))
+    })
+}
+
+/// Copies runs of chunks to the same places in another file, up to the byte `end`, taking about half of the time:
+/// whoever works in the foreground gets the other half of the disk.
+fn copy_runs(
+    from: &dyn DiskFile,
+    to: &dyn DiskFile,
+    chunks: &RoaringBitmap,
+    end: u64,
+) -> std::io::Result<()> {
+    const STEP: u64 = 4 << 20;
+    let mut since = Instant::now();
+    let mut copied = 0;
+    for (first, count) in runs(chunks) {
+        let start = u64::from(first) * CHUNK_SIZE;
+        let stop = (start + count * CHUNK_SIZE).min(end);
+        let mut at = start;
+        while at < stop {
+            let len = STEP.min(stop - at);
+            to.copy_from(from, at, at, len)?;
+            at += len;
+            copied += len;
+            if copied >= STEP {
+                std::thread::sleep(since.elapsed().min(Duration::from_millis(50)));
+                (since, copied) = (Instant::now(), 0);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,313 @@
+//! A layer: the chunks that one inode received in one epoch, in one sparse file, at their own offsets.
+//!
+//! A layer is **unsealed** while its epoch is the head's (and until the background has sealed it): it is written, and
+//! its file's holes say which chunks it lacks. Once **sealed** it never changes, except that folding may merge it with
+//! a neighbour; then its row in the metadata says which chunks it has, whatever else the file may contain.
+//!
+//! What a chunk reads as, from the newest layer down:
+//! 1. the layer has it: its bytes;
+//! 2. the layer marks it as zeroed, or it lies at or above the layer's limit: zeros;
+//! 3. otherwise what the next older layer says, of which bytes at and above the limit count as zeros.
+//!
+//! A layer with limit 0 hides everything below it; the oldest layer of a file always has it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use roaring::RoaringBitmap;
+
+use super::rows::{LayerFile, LayerRow};
+use crate::disk::{Disk, DiskFile};
+use crate::error::{Error, Result};
+use crate::types::{CHUNK_SIZE, EpochId, Ino, Timestamp};
+
+/// A layer in memory. There is one object per layer while anybody uses it.
+pub(crate) struct Layer {
+    pub ino: Ino,
+    pub epoch: EpochId,
+    /// Order: after a stack's lock; held for memory operations only.
+    pub state: RwLock<LayerState>,
+    /// The open file, opened when it is first needed.
+    file: Mutex<Option<Arc<dyn DiskFile>>>,
+    /// The row may only be committed once the file is on the disk: it hides older data.
+    pub barrier: bool,
+    /// The file's name and first data have been made durable.
+    pub anchored: AtomicBool,
+    /// Something was written since the last sync.
+    pub unsynced: AtomicBool,
+    /// The disk has a row of this layer.
+    pub row_on_disk: AtomicBool,
+    /// A memtable carries the row, and the next commit takes the state as it is then.
+    pub in_memtable: AtomicBool,
+    /// A sync failed: what was written may be lost, and no later sync can tell.
+    failed: AtomicBool,
+    /// When the page cache last wrote here, in nanoseconds since 1970, where the kernel has not said its own time
+    /// since; 0 otherwise.
+    last_write: AtomicI64,
+}
+
+/// The facts of a layer that change while it is unsealed.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerState {
+    pub file: LayerFile,
+    /// Whether the file exists.
+    pub created: bool,
+    pub size: u64,
+    pub limit: u64,
+    pub blocks: u64,
+    pub visible: u64,
+    pub sealed: bool,
+    pub zeroed: RoaringBitmap,
+    /// The chunks it has; `None`: everything (then `limit` is 0).
+    pub chunks: Option<RoaringBitmap>,
+}
+
+/// How a chunk is found in a layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Found {
+    /// Here.
+    Data,
+    /// Nowhere: it reads zeros.
+    Zero,
+    /// Further down.
+    Below,
+}
+
+impl LayerState {
+    /// What this layer says about a chunk.
+    pub(crate) fn find(&self, chunk: u32) -> Found {
+        match &self.chunks {
+            None => Found::Data,
+            Some(chunks) if chunks.contains(chunk) => Found::Data,
+            Some(_) if u64::from(chunk) * CHUNK_SIZE >= self.limit || self.zeroed.contains(chunk) => {
+                Found::Zero
+            }
+            Some(_) => Found::Below,
+        }
+    }
+
+    /// Whether a row says the same about where the layer's bytes are.
+    pub(crate) fn matches(&self, row: &LayerRow) -> bool {
+        self.file == row.file
+            && self.size == row.size
+            && self.limit == row.limit
+            && self.chunks == row.chunks
+            && self.zeroed == row.zeroed
+    }
+
+    fn row(&self) -> LayerRow {
+        LayerRow {
+            file: self.file,
+            size: self.size,
+            limit: self.limit,
+            blocks: self.blocks,
+            visible: self.visible,
+            sealed: self.sealed,
+            zeroed: self.zeroed.clone(),
+            chunks: self.chunks.clone(),
+        }
+    }
+}
+
+impl Layer {
+    /// A new, unsealed layer above content of `below` bytes (0 and not a `replacement`: a new file's first).
+    pub(crate) fn fresh(ino: Ino, epoch: EpochId, turn: u32, below: u64, barrier: bool) -> Layer {
+        let state = LayerState {
+            file: LayerFile { epoch, turn },
+            created: false,
+            size: below,
+            limit: below,
+            blocks: 0,
+            visible: 0,
+            sealed: false,
+            zeroed: RoaringBitmap::new(),
+            chunks: (below > 0).then(RoaringBitmap::new),
+        };
+        Layer::with_state(ino, epoch, state, barrier)
+    }
+
+    /// A layer that the metadata knows. An unsealed one that inherits gets its chunks from the file's holes, unless
+    /// the row has them.
+    pub(crate) fn load(disk: &dyn Disk, ino: Ino, epoch: EpochId, row: LayerRow) -> Result<Layer> {
+        let LayerRow { file, size, limit, blocks, visible, sealed, zeroed, chunks } = row;
+        let state = LayerState { file, created: true, size, limit, blocks, visible, sealed, zeroed, chunks };
+        let layer = Layer::with_state(ino, epoch, state, false);
+        layer.anchored.store(true, Ordering::Relaxed);
+        layer.row_on_disk.store(true, Ordering::Relaxed);
+        // Whoever wrote it may have died before a sync.
+        layer.unsynced.store(!sealed, Ordering::Relaxed);
+        let mut state = layer.state.write();
+        if !sealed && state.limit > 0 && state.chunks.is_none() {
+            state.chunks =
+                Some(scan_chunks(&*layer.file_of(disk, &state)?, size).map_err(|e| layer.io("map", e))?);
+        } else if !sealed && state.limit == 0 && state.chunks.is_none() {
+            // The file may never have been written: a plain empty one.
+            state.created = disk.stat(&file.path(ino)).map_err(|e| layer.io("stat", e))?.is_some();
+        }
+        drop(state);
+        Ok(layer)
+    }
+
+    fn with_state(ino: Ino, epoch: EpochId, state: LayerState, barrier: bool) -> Layer {
+        Layer {
+            ino,
+            epoch,
+            state: RwLock::new(state),
+            file: Mutex::new(None),
+            barrier,
+            anchored: AtomicBool::new(false),
+            unsynced: AtomicBool::new(false),
+            row_on_disk: AtomicBool::new(false),
+            in_memtable: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            last_write: AtomicI64::new(0),
+        }
+    }
+
+    /// The row as it is now. An unsealed layer's chunks are left to its file's holes, unless `with_chunks`.
+    pub(crate) fn row(&self, with_chunks: bool) -> LayerRow {
+        let mut row = self.state.read().row();
+        if !row.sealed && !with_chunks && row.limit > 0 {
+            row.chunks = None;
+        }
+        row
+    }
+
+    /// The layer's file; made when there is none yet.
+    pub(crate) fn data(&self, disk: &dyn Disk) -> Result<Arc<dyn DiskFile>> {
+        if let Some(file) = &*self.file.lock() {
+            return Ok(Arc::clone(file));
+        }
+        let state = self.state.read();
+        if state.created {
+            return self.file_of(disk, &state);
+        }
+        drop(state);
+        let mut state = self.state.write();
+        if !state.created {
+            let file = create(disk, &state.file, self.ino).map_err(|e| self.io("create", e))?;
+            if state.size > 0 {
+                file.set_len(state.size).map_err(|e| self.io("extend", e))?;
+            }
+            *self.file.lock() = Some(file);
+            state.created = true;
+        }
+        self.file_of(disk, &state)
+    }
+
+    /// The layer's file, if there is one.
+    pub(crate) fn existing(&self, disk: &dyn Disk) -> Result<Option<Arc<dyn DiskFile>>> {
+        let state = self.state.read();
+        if state.created { self.file_of(disk, &state).map(Some) } else { Ok(None) }
+    }
+
+    fn file_of(&self, disk: &dyn Disk, state: &LayerState) -> Result<Arc<dyn DiskFile>> {
+        let mut slot = self.file.lock();
+        if let Some(file) = &*slot {
+            return Ok(Arc::clone(file));
+        }
+        let file = disk.open(&state.file.path(self.ino)).map_err(|e| self.io("open", e))?;
+        *slot = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Closes the file; it is opened again when needed.
+    pub(crate) fn close_file(&self) {
+        *self.file.lock() = None;
+    }
+
+    /// Makes everything written so far durable. After a failure every further call fails: the kernel reports a lost
+    /// write once only, and a later success would be a lie.
+    pub(crate) fn sync(&self, disk: &dyn Disk) -> Result<()> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(self.io("sync", io::Error::from_raw_os_error(libc::EIO)));
+        }
+        let anchored = self.anchored.load(Ordering::Acquire);
+        if anchored && !self.unsynced.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.unsynced.store(false, Ordering::Release);
+        let Some(file) = self.existing(disk)? else {
+            return Ok(());
+        };
+        let done = file.sync_data().and_then(|()| match anchored {
+            true => Ok(()),
+            false => disk.sync_dir(&LayerFile::dir(self.ino)),
+        });
+        match done {
+            Ok(()) => {
+                self.anchored.store(true, Ordering::Release);
+                Ok(())
+            }
+            Err(e) => {
+                self.failed.store(true, Ordering::Release);
+                Err(self.io("sync", e))
+            }
+        }
+    }
+
+    /// Notes that something was written.
+    pub(crate) fn wrote(&self) {
+        if !self.unsynced.load(Ordering::Relaxed) {
+            self.unsynced.store(true, Ordering::Release);
+        }
+    }
+
+    /// Notes the time of a write from the page cache.
+    pub(crate) fn wrote_at(&self, time: Timestamp) {
+        self.last_write
+            .store(time.secs.saturating_mul(1_000_000_000) + i64::from(time.nanos), Ordering::Relaxed);
+    }
+
+    /// The kernel has said its own time.
+    pub(crate) fn forget_write_time(&self) {
+        self.last_write.store(0, Ordering::Relaxed);
+    }
+
+    /// When the page cache last wrote here, where the kernel has not said its own time since.
+    pub(crate) fn write_time(&self) -> Option<Timestamp> {
+        match self.last_write.load(Ordering::Relaxed) {
+            0 => None,
+            n => Some(Timestamp {
+                secs: n.div_euclid(1_000_000_000),
+                nanos: n.rem_euclid(1_000_000_000) as u32,
+            }),
+        }
+    }
+
+    /// An I/O error on this layer's file.
+    pub(crate) fn io(&self, op: &'static str, source: io::Error) -> Error {
+        Error::Io {
+            op,
+            path: self.state.try_read().map_or_else(String::new, |s| s.file.path(self.ino)).into(),
+            source,
+        }
+    }
+}
+
+fn create(disk: &dyn Disk, file: &LayerFile, ino: Ino) -> io::Result<Arc<dyn DiskFile>> {
+    let path = file.path(ino);
+    match disk.create(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            disk.create_dir(&LayerFile::dir(ino))?;
+            disk.sync_dir("layers")?;
+            disk.create(&path)
+        }
+        done => done,
+    }
+}
+
+/// The chunks of a file's first `size` bytes that hold data, as the file system's holes say.
+pub(crate) fn scan_chunks(file: &dyn DiskFile, size: u64) -> io::Result<RoaringBitmap> {
+    let mut chunks = RoaringBitmap::new();
+    let mut at = 0;
+    while at < size {
+        let Some(data) = file.seek_data(at)?.filter(|&d| d < size) else { break };
+        let hole = file.seek_hole(data)?.unwrap_or(size).min(size);
+        chunks.insert_range((data / CHUNK_SIZE) as u32..=((hole - 1) / CHUNK_SIZE) as u32);
+        at = hole;
+    }
+    Ok(chunks)
+}

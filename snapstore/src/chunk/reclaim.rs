@@ -1,0 +1,303 @@
+//! Reclaim: giving back what nobody sees any more.
+//!
+//! Deleting a snapshot drops its name. Then its epoch is no tip any more, and in the background, for each such epoch:
+//! * with no child, nobody sees it: its rows and layers go;
+//! * with one child, it is seen only through the child: the two are **merged**. Of each row both have, the child's
+//!   counts; layers are folded. The rows of the epoch with fewer of them move to the other, so that the cost follows
+//!   what changed, never what there is;
+//! * with more children, it stays until there are fewer.
+//!
+//! That an epoch is no tip and has at most one child can only become true, never false again: nothing can be begun
+//! from an epoch without a name. So the work needs no lock against snapshots and rollbacks, and can stop anywhere:
+//! each row moves in a commit of its own batch, and at every point all tips see what they saw.
+
+use super::core::Core;
+use super::fold::{Folded, fold};
+use super::lineage::Lineage;
+use super::meta::RowWriter;
+use super::rows::{Key, KeyKind, LayerFile, LayerRow, Row};
+use super::snapshots::{abandoned_row, epoch_row, json, snapshot_row};
+use crate::backend::{DeleteReport, HeightQuery};
+use crate::error::{Error, Result};
+use crate::types::{EpochId, Height, Ino};
+
+/// Rows that one commit moves.
+const BATCH: usize = 1024;
+
+enum Step {
+    Drop(EpochId),
+    Merge { lower: EpochId, upper: EpochId },
+}
+
+/// What a batch did to layers.
+#[derive(Default)]
+struct Effects {
+    gone: Vec<(Ino, LayerFile)>,
+    replaced: Vec<Ino>,
+}
+
+impl Core {
+    /// Deletes snapshots by name. The space comes back in the background.
+    pub(crate) fn delete(&self, heights: &[Height], dry_run: bool) -> Result<DeleteReport> {
+        let mut c = self.control.lock();
+        let mut epochs = Vec::new();
+        for &height in heights {
+            let epoch = c.find(HeightQuery::Exact(height))?;
+            if c.snapshots.get(&epoch).is_some_and(|s| s.held) {
+                return Err(Error::Held { height });
+            }
+            epochs.push((height, epoch));
+        }
+        epochs.sort_unstable();
+        epochs.dedup();
+        let gone: Vec<EpochId> = epochs.iter().map(|&(_, e)| e).collect();
+        let freed_bytes = self.freed_bytes(&c, &gone)?;
+        let report = DeleteReport { heights: epochs.iter().map(|&(h, _)| h).collect(), freed_bytes };
+        if dry_run || epochs.is_empty() {
+            return Ok(report);
+        }
+        self.meta.check()?;
+        let newest_goes = c.visible.last_key_value().is_some_and(|(_, e)| gone.contains(e));
+        let rows = gone.iter().map(|&e| (snapshot_row(e), None)).collect();
+        if newest_goes && self.meta.head_touched() {
+            // What the head has written since hides some of what is deleted. Freezing it without a name lets that
+            // be given back now, not only after the next snapshot.
+            self.begin(&mut c, None, None, Vec::new(), rows);
+        } else {
+            self.meta.apply_control(rows);
+        }
+        for (height, epoch) in epochs {
+            c.snapshots.remove(&epoch);
+            c.visible.remove(&height);
+        }
+        drop(c);
+        self.commit(false)?;
+        self.wake_reclaim();
+        Ok(report)
+    }
+
+    /// Drops the heads that switches left, with the snapshots that only they see.
+    pub(crate) fn drop_abandoned(&self, dry_run: bool) -> Result<DeleteReport> {
+        let mut c = self.control.lock();
+        let head = self.head();
+        let off_path: Vec<(Height, EpochId)> = {
+            let off = c.snapshots.iter().filter(|(e, _)| !head.lineage.contains(**e));
+            off.map(|(&e, s)| (s.height, e)).collect()
+        };
+        if let Some((height, _)) = off_path.iter().find(|(_, e)| c.snapshots.get(e).is_some_and(|s| s.held)) {
+            return Err(Error::Held { height: *height });
+        }
+        let left: Vec<(u64, EpochId)> = c.abandoned.iter().map(|(&s, a)| (s, a.epoch)).collect();
+        let mut gone: Vec<EpochId> = off_path.iter().map(|&(_, e)| e).collect();
+        gone.extend(left.iter().map(|&(_, e)| e).filter(|e| !c.visible.values().any(|v| v == e)));
+        let freed_bytes = self.freed_bytes(&c, &gone)?;
+        let mut heights: Vec<_> = off_path.iter().map(|&(h, _)| h).collect();
+        heights.sort_unstable();
+        if dry_run {
+            return Ok(DeleteReport { heights, freed_bytes });
+        }
+        let snapshots = off_path.iter().map(|&(_, e)| (snapshot_row(e), None));
+        let heads = left.iter().map(|&(s, _)| (abandoned_row(s), None));
+        self.meta.apply_control(snapshots.chain(heads).collect());
+        for (_, epoch) in off_path {
+            c.snapshots.remove(&epoch);
+        }
+        c.abandoned.clear();
+        drop(c);
+        self.commit(false)?;
+        self.wake_reclaim();
+        Ok(DeleteReport { heights, freed_bytes })
+    }
+
+    fn wake_reclaim(&self) {
+        self.work.lock().reclaim = true;
+        self.wake.notify_all();
+    }
+
+    /// Does what there is to reclaim, until `stop` says so.
+    pub(crate) fn reclaim(&self, stop: impl Fn() -> bool) -> Result<()> {
+        loop {
+            let steps = self.reclaimable()?;
+            if steps.is_empty() {
+                return Ok(());
+            }
+            for step in steps {
+                if stop() {
+                    return Ok(());
+                }
+                match step {
+                    Step::Drop(epoch) => self.drop_epoch(epoch)?,
+                    Step::Merge { lower, upper } => self.merge(lower, upper)?,
+                }
+            }
+        }
+    }
+
+    /// Epochs that can be dropped or merged now, newest first. The steps of one answer do not depend on each other's
+    /// outcome being seen: an epoch is in at most one of them.
+    fn reclaimable(&self) -> Result<Vec<Step>> {
+        let candidates: Vec<(EpochId, Option<EpochId>)> = {
+            let c = self.control.lock();
+            let mut tips = c.tips(self.head().epoch);
+            tips.extend(self.pinned_epochs());
+            let idle = c.tree.iter().rev().filter(|(e, row)| row.sealed && !tips.contains(e));
+            idle.filter_map(|(e, _)| match c.tree.children(e) {
+                [] => Some((e, None)),
+                [child] => Some((e, Some(*child))),
+                _ => None,
+            })
+            .collect()
+        };
+        let mut steps = Vec::new();
+        let mut used = std::collections::HashSet::new();
+        for (epoch, child) in candidates {
+            let Some(upper) = child else {
+                steps.push(Step::Drop(epoch));
+                continue;
+            };
+            // Empty ones go at once; of two with rows, both have to be final.
+            let empty = self.meta.touched(epoch, None, 1)?.is_empty();
+            let sealed = self.control.lock().tree.get(upper).is_some_and(|r| r.sealed);
+            let merge = empty || (sealed && !self.meta.touched(upper, None, 1)?.is_empty());
+            if merge && !used.contains(&upper) && used.insert(epoch) {
+                steps.push(Step::Merge { lower: epoch, upper });
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Removes everything an epoch has that nobody sees.
+    fn drop_epoch(&self, epoch: EpochId) -> Result<()> {
+        loop {
+            let keys = self.meta.touched(epoch, None, BATCH)?;
+            if keys.is_empty() {
+                break;
+            }
+            let mut effects = Effects::default();
+            self.meta.rewrite(|w| {
+                for key in &keys {
+                    if let (KeyKind::Layer(ino), Some(Some(bytes))) = (key.kind(), w.get(key, epoch)?) {
+                        effects.gone.push((ino, LayerRow::decode(&bytes)?.file));
+                        effects.replaced.push(ino);
+                    }
+                    w.remove(key, epoch)?;
+                }
+                Ok(())
+            })?;
+            self.take_effect(effects, &[epoch])?;
+        }
+        self.forget_epoch(epoch)
+    }
+
+    /// Merges an epoch with its only child.
+    fn merge(&self, lower: EpochId, upper: EpochId) -> Result<()> {
+        let (fewer_below, lineage) = {
+            let below = self.meta.count_touched(lower, u64::MAX)?;
+            let above = self.meta.count_touched(upper, below + 1)?;
+            (below <= above, Lineage::new(&self.control.lock().tree, lower))
+        };
+        let from = if fewer_below { lower } else { upper };
+        loop {
+            let keys = self.meta.touched(from, None, BATCH)?;
+            if keys.is_empty() {
+                break;
+            }
+            let mut folded = Vec::new();
+            for key in &keys {
+                folded.push(self.fold_rows(key, lower, upper)?);
+            }
+            let mut effects = Effects::default();
+            self.meta.rewrite(|w| {
+                for (key, folded) in keys.iter().zip(folded) {
+                    let older = self.meta.newest_below(&lineage, key, lower)?.is_some();
+                    let move_ = Move { lower, upper, into_upper: fewer_below, older };
+                    move_.row(w, key, folded, &mut effects)?;
+                }
+                Ok(())
+            })?;
+            self.take_effect(effects, &[lower, upper])?;
+        }
+        if self.meta.touched(lower, None, 1)?.is_empty() { self.forget_epoch(lower) } else { Ok(()) }
+    }
+
+    /// Folds the layers that both epochs have for a key, if it is a layer's.
+    fn fold_rows(&self, key: &Key, lower: EpochId, upper: EpochId) -> Result<Option<Folded>> {
+        let KeyKind::Layer(ino) = key.kind() else { return Ok(None) };
+        let (Some(Some(below)), Some(Some(above))) =
+            (self.meta.row_at(key, lower)?, self.meta.row_at(key, upper)?)
+        else {
+            return Ok(None);
+        };
+        fold(self, ino, &LayerRow::decode(&below)?, &LayerRow::decode(&above)?).map(Some)
+    }
+
+    /// After the commit: open files let go of the old layers, then their files go.
+    fn take_effect(&self, effects: Effects, epochs: &[EpochId]) -> Result<()> {
+        for ino in effects.replaced {
+            self.layers_replaced(ino, epochs)?;
+        }
+        if !effects.gone.is_empty() {
+            self.work.lock().remove.extend(effects.gone);
+            self.wake.notify_all();
+        }
+        Ok(())
+    }
+
+    /// Takes an epoch without rows out of the tree.
+    fn forget_epoch(&self, epoch: EpochId) -> Result<()> {
+        let mut c = self.control.lock();
+        let children = c.tree.remove(epoch);
+        let mut rows = vec![(epoch_row(epoch), None)];
+        for child in children {
+            rows.extend(c.tree.get(child).map(|row| (epoch_row(child), Some(json(row)))));
+        }
+        self.meta.apply_control(rows);
+        Ok(())
+    }
+}
+
+/// How the rows of two epochs become one's.
+struct Move {
+    lower: EpochId,
+    upper: EpochId,
+    /// Into which of the two the rows go.
+    into_upper: bool,
+    /// There are versions older than both.
+    older: bool,
+}
+
+impl Move {
+    fn row(
+        &self,
+        w: &mut RowWriter<'_>,
+        key: &Key,
+        folded: Option<Folded>,
+        effects: &mut Effects,
+    ) -> Result<()> {
+        let below = w.get(key, self.lower)?;
+        let above = w.get(key, self.upper)?;
+        let result = match (&folded, &above) {
+            (Some(folded), _) => Some(folded.row.encode()),
+            (None, Some(above)) => above.clone(),
+            (None, None) => below.clone().flatten(),
+        };
+        if let KeyKind::Layer(ino) = key.kind() {
+            effects.replaced.push(ino);
+            match (folded, &above, &below) {
+                (Some(folded), _, _) => effects.gone.push((ino, folded.gone)),
+                // Removed above: nothing shows of what is below.
+                (None, Some(None), Some(Some(bytes))) => {
+                    effects.gone.push((ino, LayerRow::decode(bytes)?.file));
+                }
+                _ => {}
+            }
+        }
+        let (into, from) = if self.into_upper { (self.upper, self.lower) } else { (self.lower, self.upper) };
+        w.remove(key, from)?;
+        match result {
+            // Nothing left to hide: the tombstone goes too.
+            None if !self.older => w.remove(key, into),
+            result => w.put(key, into, result.as_deref()),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Sealing: making a frozen epoch durable and final.
+//!
+//! After a cut the background syncs every layer of the frozen epoch, notes in the metadata which chunks each has, and
+//! marks the epoch sealed, all in one commit. From then on the epoch's snapshot survives a power cut, and nothing has
+//! to be scanned to read it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::core::Core;
+use super::layer::Layer;
+use super::lineage::{EpochRow, Lineage};
+use super::rows::{InodeRow, Key, KeyKind, LayerRow, Row};
+use super::snapshots::{epoch_row, json, snapshot_row};
+use super::space;
+use crate::error::Result;
+use crate::types::{EpochId, Ino};
+
+/// With more layers than this to sync, the whole file system is synced once first.
+const MANY: usize = 64;
+
+impl Core {
+    /// Seals a frozen epoch that has no operation in it any more.
+    pub(crate) fn seal(&self, epoch: EpochId) -> Result<()> {
+        let (lineage, parent) = {
+            let c = self.control.lock();
+            match c.tree.get(epoch) {
+                Some(row) if !row.sealed => (Lineage::new(&c.tree, epoch), row.parent),
+                _ => return Ok(()),
+            }
+        };
+        // What was removed in the epoch is looked up in the database.
+        self.commit(false)?;
+        let layers = self.layers_of(epoch)?;
+        if layers.iter().filter(|l| l.unsynced.load(Ordering::Relaxed)).count() > MANY {
+            self.disk.sync_all().map_err(crate::Error::io("sync", "the store's file system"))?;
+        }
+        let mut grown: i64 = 0;
+        for layer in &layers {
+            layer.sync(&*self.disk)?;
+            grown += self.seal_layer(layer, &lineage)?;
+        }
+        grown -= self.gone_chunks(epoch, parent)?;
+        let mut c = self.control.lock();
+        let mut rows = Vec::new();
+        let mut chunks = 0;
+        if let Some(row) = c.tree.get_mut(epoch) {
+            chunks = row.base.unwrap_or(0).saturating_add_signed(grown);
+            row.chunks = chunks;
+            let sealed = EpochRow { sealed: true, ..*row };
+            rows.push((epoch_row(epoch), Some(json(&sealed))));
+        }
+        for child in c.tree.children(epoch).to_vec() {
+            if let Some(row) = c.tree.get_mut(child) {
+                row.base = Some(chunks);
+                rows.push((epoch_row(child), Some(json(row))));
+            }
+        }
+        if let Some(snapshot) = c.snapshots.get(&epoch) {
+            let mut durable = snapshot.clone();
+            durable.durable = true;
+            rows.push((snapshot_row(epoch), Some(json(&durable))));
+        }
+        // A deletion meanwhile must not be undone by these rows: they go in while `control` is held.
+        self.meta.apply_control(rows);
+        drop(c);
+        self.commit(false)?;
+        let mut c = self.control.lock();
+        if let Some(row) = c.tree.get_mut(epoch) {
+            row.sealed = true;
+        }
+        if let Some(snapshot) = c.snapshots.get_mut(&epoch) {
+            snapshot.durable = true;
+        }
+        self.meta.end_epoch(epoch);
+        Ok(())
+    }
+
+    /// The layers of an epoch.
+    fn layers_of(&self, epoch: EpochId) -> Result<Vec<Arc<Layer>>> {
+        let mut layers = Vec::new();
+        for ino in self.meta.touched_layers(epoch)? {
+            if let Some(Some(row)) = self.meta.row_at(&Key::layer(ino), epoch)? {
+                layers.push(self.layer(ino, epoch, &row)?);
+            }
+        }
+        Ok(layers)
+    }
+
+    /// Makes one layer final. Returns by how many chunks the epoch's tree has more data than the one before.
+    fn seal_layer(&self, layer: &Arc<Layer>, lineage: &Lineage) -> Result<i64> {
+        if let Some(written) = layer.write_time() {
+            self.keep_write_time(layer, lineage, written)?;
+        }
+        let stack = self.load_stack(lineage, layer.ino)?;
+        let visible = space::visible_chunks(self, &stack)?.len();
+        let before = stack.get(1).map_or(Ok(0), |below| self.visible_through(below))?;
+        let blocks = match layer.existing(&*self.disk)? {
+            Some(file) => file.stat().map_err(|e| layer.io("stat", e))?.blocks,
+            None => 0,
+        };
+        {
+            let mut state = layer.state.write();
+            state.blocks = blocks;
+            state.visible = visible;
+            state.sealed = true;
+            if let Some(chunks) = &mut state.chunks {
+                chunks.optimize();
+            }
+            state.zeroed.optimize();
+        }
+        self.require_commit(layer);
+        Ok(visible as i64 - before as i64)
+    }
+
+    fn visible_through(&self, layer: &Layer) -> Result<u64> {
+        Ok(layer.state.read().visible)
+    }
+
+    /// The time of the last write from the page cache becomes the file's, where the kernel has not told its own.
+    fn keep_write_time(
+        &self,
+        layer: &Layer,
+        lineage: &Lineage,
+        written: crate::types::Timestamp,
+    ) -> Result<()> {
+        let _names = self.names.lock();
+        let key = Key::inode(layer.ino);
+        if let Some(mut row) = self.meta.get::<InodeRow>(lineage, &key)?
+            && written > row.ctime
+        {
+            row.mtime = written;
+            row.ctime = written;
+            self.meta.apply_at(layer.epoch, vec![(key, Some(row.encode().into()))], &[]);
+        }
+        Ok(())
+    }
+
+    /// Chunks of data that inodes removed in an epoch had before it.
+    fn gone_chunks(&self, epoch: EpochId, parent: Option<EpochId>) -> Result<i64> {
+        let Some(parent) = parent else { return Ok(0) };
+        let before = Lineage::new(&self.control.lock().tree, parent);
+        let mut gone = 0;
+        let mut after: Option<Key> = None;
+        loop {
+            let keys = self.meta.touched(epoch, after.as_ref(), 1024)?;
+            let Some(last) = keys.last() else { break };
+            after = Some(last.clone());
+            for key in &keys {
+                if let KeyKind::Layer(ino) = key.kind()
+                    && let Some(None) = self.meta.row_at(key, epoch)?
+                {
+                    gone += self.chunks_in(&before, ino)?;
+                }
+            }
+        }
+        Ok(gone as i64)
+    }
+
+    /// Chunks of data that an inode has in a sealed tree.
+    fn chunks_in(&self, lineage: &Lineage, ino: Ino) -> Result<u64> {
+        match self.meta.newest(lineage, &Key::layer(ino))? {
+            Some((epoch, Some(bytes))) => match self.live_layer(ino, epoch) {
+                Some(layer) => self.visible_through(&layer),
+                None => Ok(LayerRow::decode(&bytes)?.visible),
+            },
+            _ => Ok(0),
+        }
+    }
+}

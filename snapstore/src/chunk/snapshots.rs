@@ -1,0 +1,385 @@
+//! Snapshots, rollbacks, and which of them can be seen.
+//!
+//! A snapshot is a name for an epoch that is frozen. Only snapshots on the head's own path answer to a height: those
+//! of a head that a rollback left are kept with it, out of sight, until it is brought back or dropped.
+//!
+//! Freezing an epoch, for a snapshot as for a rollback, is one step ([`Core::begin`]): under the lock that every
+//! change of metadata takes, a new epoch becomes the head's. What that takes does not depend on how much there is.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::core::{Core, HeadInstance, HeadState};
+use super::lineage::{EpochRow, EpochTree, Lineage};
+use super::meta::{Batch, ControlBatch};
+use super::preserve;
+use crate::backend::{HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport};
+use crate::error::{Error, Result};
+use crate::types::{EpochId, Height, Ino, Timestamp};
+
+/// What is kept about a snapshot; the epoch it froze is its key.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct SnapshotRow {
+    pub height: Height,
+    pub time: jiff::Timestamp,
+    pub hash: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    pub held: bool,
+    /// Its epoch is sealed: a power cut does not take it any more.
+    pub durable: bool,
+}
+
+/// Where the head is, on the disk.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct HeadRow {
+    pub epoch: EpochId,
+    pub serial: u64,
+}
+
+/// A head that a switch left.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct AbandonedRow {
+    /// The epoch it ended in.
+    pub epoch: EpochId,
+    /// It was left by an undo, not by a rollback.
+    pub by_undo: bool,
+}
+
+/// What `control` guards: everything about epochs and snapshots.
+pub(crate) struct Control {
+    pub tree: EpochTree,
+    /// All snapshots, those out of sight too.
+    pub snapshots: BTreeMap<EpochId, SnapshotRow>,
+    /// The snapshots on the head's path.
+    pub visible: BTreeMap<Height, EpochId>,
+    /// Heads that switches left, oldest first, by the serial of the switch.
+    pub abandoned: BTreeMap<u64, AbandonedRow>,
+    pub next_epoch: EpochId,
+}
+
+impl Control {
+    /// Works out which snapshots the head's path has.
+    pub(crate) fn refresh_visible(&mut self, head: &Lineage) {
+        let on_path = self.snapshots.iter().filter(|(e, _)| head.contains(**e));
+        self.visible = on_path.map(|(&e, s)| (s.height, e)).collect();
+    }
+
+    /// The epoch a query means.
+    pub(crate) fn find(&self, query: HeightQuery) -> Result<EpochId> {
+        let below = |h: Height| self.visible.range(..=h).next_back();
+        match query {
+            HeightQuery::Newest => self.visible.last_key_value().map(|(_, &e)| e).ok_or(Error::NoSnapshots),
+            HeightQuery::Exact(height) => self
+                .visible
+                .get(&height)
+                .copied()
+                .ok_or_else(|| Error::NoSuchHeight { height, nearest: below(height).map(|(&h, _)| h) }),
+            HeightQuery::AtOrBelow(height) => below(height).map(|(_, &e)| e).ok_or_else(|| {
+                let oldest = self.visible.first_key_value().map(|(&h, _)| h);
+                Error::NothingBelow { height, oldest }
+            }),
+        }
+    }
+
+    /// What `tmfs list` shows of a snapshot, without the byte counts.
+    pub(crate) fn info(&self, epoch: EpochId) -> Option<SnapshotInfo> {
+        let row = self.snapshots.get(&epoch)?;
+        let chunks = self.tree.get(epoch).map_or(0, |e| e.chunks);
+        Some(SnapshotInfo {
+            height: row.height,
+            time: row.time,
+            durable: row.durable,
+            held: row.held,
+            hash: row.hash.clone(),
+            labels: row.labels.clone(),
+            referenced_bytes: chunks * crate::types::CHUNK_SIZE,
+            exclusive_bytes: 0,
+            epoch,
+        })
+    }
+
+    /// The epochs that somebody sees.
+    pub(crate) fn tips(&self, head: EpochId) -> std::collections::BTreeSet<EpochId> {
+        let snapshots = self.snapshots.keys().copied();
+        let abandoned = self.abandoned.values().map(|a| a.epoch);
+        snapshots.chain(abandoned).chain([head]).collect()
+    }
+
+    /// The latest switch that can be undone. Undoing goes back switch by switch; when none is left, it takes back
+    /// the latest undo.
+    fn undoable(&self) -> Option<(u64, AbandonedRow)> {
+        let newest = |by_undo| self.abandoned.iter().rev().find(|(_, a)| a.by_undo == by_undo);
+        newest(false).or_else(|| newest(true)).map(|(&serial, row)| (serial, row.clone()))
+    }
+}
+
+/// A control row's bytes.
+pub(crate) fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("control rows have string keys and no maps that fail")
+}
+
+pub(crate) fn epoch_row(epoch: EpochId) -> String {
+    format!("epoch/{:020}", epoch.0)
+}
+
+pub(crate) fn snapshot_row(epoch: EpochId) -> String {
+    format!("snapshot/{:020}", epoch.0)
+}
+
+pub(crate) fn abandoned_row(serial: u64) -> String {
+    format!("abandoned/{serial:020}")
+}
+
+impl Core {
+    /// Freezes the head's epoch and goes on in a new one, a child of `parent` (of the frozen one for a snapshot).
+    /// `rows` and `control` belong to the step. A `serial` makes it another head: handles of the old one fail
+    /// from here on. Returns the frozen epoch, with no operation in it any more.
+    pub(crate) fn begin(
+        &self,
+        c: &mut Control,
+        parent: Option<EpochId>,
+        serial: Option<u64>,
+        rows: Batch,
+        mut control: ControlBatch,
+    ) -> EpochId {
+        let head = self.head();
+        let frozen = head.epoch;
+        let epoch = c.next_epoch;
+        let parent = parent.unwrap_or(frozen);
+        c.next_epoch = EpochId(epoch.0 + 1);
+        let base = c.tree.get(parent).filter(|p| p.sealed).map(|p| p.chunks);
+        let row = EpochRow::begun(Some(parent), base);
+        c.tree.insert(epoch, row);
+        let lineage = match parent == frozen {
+            true => head.lineage.extended(&c.tree, epoch),
+            false => Lineage::new(&c.tree, epoch),
+        };
+        let instance = match serial {
+            None => Arc::clone(&head.instance),
+            Some(serial) => Arc::new(HeadInstance { serial, retired: AtomicBool::new(false) }),
+        };
+        let head_row = HeadRow { epoch, serial: instance.serial };
+        control.push((epoch_row(epoch), Some(json(&row))));
+        control.push(("head".into(), Some(json(&head_row))));
+        control.push(("next_epoch".into(), Some(json(&c.next_epoch))));
+        let state = HeadState { epoch, lineage, instance };
+        self.meta.begin_epoch(epoch, rows, control, || self.set_head(state));
+        self.drain(frozen);
+        self.work.lock().seal.push_back(frozen);
+        self.wake.notify_all();
+        frozen
+    }
+
+    /// Makes the cut and names it.
+    pub(crate) fn snapshot(&self, height: Height, options: &SnapshotOptions) -> Result<SnapshotInfo> {
+        check_options(options)?;
+        self.meta.check()?;
+        let mut c = self.control.lock();
+        if let Some((&newest, &epoch)) = c.visible.last_key_value() {
+            let unchanged = !self.meta.head_touched() && c.tree.parent(self.head().epoch) == Some(epoch);
+            if newest == height && unchanged {
+                return c.info(epoch).ok_or(Error::NoSnapshots);
+            }
+            if c.visible.contains_key(&height) {
+                return Err(Error::HeightExists { height });
+            }
+            if height < newest {
+                return Err(Error::HeightNotNewer { height, newest });
+            }
+        }
+        let row = SnapshotRow {
+            height,
+            time: now(),
+            hash: options.hash.clone(),
+            labels: options.labels.clone(),
+            held: options.hold,
+            durable: false,
+        };
+        let epoch = self.head().epoch;
+        self.begin(&mut c, None, None, Vec::new(), vec![(snapshot_row(epoch), Some(json(&row)))]);
+        c.snapshots.insert(epoch, row);
+        c.visible.insert(height, epoch);
+        c.info(epoch).ok_or(Error::NoSnapshots)
+    }
+
+    /// Waits until an epoch is sealed.
+    pub(crate) fn wait_sealed(&self, epoch: EpochId) -> Result<()> {
+        loop {
+            if self.control.lock().tree.get(epoch).is_none_or(|e| e.sealed) {
+                return Ok(());
+            }
+            self.meta.check()?;
+            if self.background_off() {
+                self.work_off()?;
+                continue;
+            }
+            let mut work = self.work.lock();
+            if work.stop {
+                return Err(Error::Closed);
+            }
+            if let Some(error) = work.seal_failed.clone() {
+                return Err(Error::PreviousFailure { first: error });
+            }
+            if work.seal.is_empty() && work.busy == 0 {
+                continue;
+            }
+            self.done.wait_for(&mut work, std::time::Duration::from_millis(200));
+        }
+    }
+
+    /// Protects a snapshot, or no longer.
+    pub(crate) fn set_held(&self, height: Height, held: bool) -> Result<SnapshotInfo> {
+        let mut c = self.control.lock();
+        let epoch = c.find(HeightQuery::Exact(height))?;
+        if let Some(row) = c.snapshots.get_mut(&epoch) {
+            row.held = held;
+            let row = (snapshot_row(epoch), Some(json(row)));
+            self.meta.apply_control(vec![row]);
+        }
+        self.commit(false)?;
+        c.info(epoch).ok_or(Error::NoSnapshots)
+    }
+
+    /// Makes a snapshot's state the live head.
+    pub(crate) fn rollback(
+        self: &Arc<Self>,
+        to: HeightQuery,
+        preserve: &[PathBuf],
+        dry_run: bool,
+    ) -> Result<SwitchReport> {
+        let epoch = self.control.lock().find(to)?;
+        // What the new head stands on must be on the disk, or a power cut could take it from under the head.
+        if !dry_run {
+            self.wait_sealed(epoch)?;
+        }
+        let mut c = self.control.lock();
+        if c.find(to)? != epoch {
+            return Err(Error::NoSnapshots);
+        }
+        let height = c.snapshots.get(&epoch).map(|s| s.height);
+        let hidden = c
+            .visible
+            .range((std::ops::Bound::Excluded(height.unwrap_or(Height(0))), std::ops::Bound::Unbounded));
+        let mut report = SwitchReport {
+            height,
+            hidden_heights: hidden.map(|(&h, _)| h).collect(),
+            preserved: preserve.to_vec(),
+            changed: Vec::new(),
+        };
+        preserve::check(self, preserve)?;
+        if !dry_run {
+            report.changed = self.switch(&mut c, epoch, None, preserve)?;
+        }
+        Ok(report)
+    }
+
+    /// Brings back the head that the latest switch left.
+    pub(crate) fn undo(self: &Arc<Self>, dry_run: bool) -> Result<SwitchReport> {
+        let mut c = self.control.lock();
+        let (serial, left) = c.undoable().ok_or(Error::NothingToUndo)?;
+        let back = Lineage::new(&c.tree, left.epoch);
+        let there = |e: &EpochId| back.contains(*e);
+        let newest = c.snapshots.iter().filter(|(e, _)| there(e)).map(|(_, s)| s.height).max();
+        let hidden = c.visible.iter().filter(|(_, e)| !there(e)).map(|(&h, _)| h).collect();
+        let report = SwitchReport {
+            height: newest,
+            hidden_heights: hidden,
+            preserved: Vec::new(),
+            changed: Vec::new(),
+        };
+        if !dry_run {
+            drop(c);
+            self.wait_sealed(left.epoch)?;
+            c = self.control.lock();
+            if c.undoable().is_none_or(|(s, _)| s != serial) {
+                return Err(Error::NothingToUndo);
+            }
+            self.switch(&mut c, left.epoch, Some(serial), &[])?;
+        }
+        Ok(report)
+    }
+
+    /// The switch: a new head on top of `onto`; the old one is kept. One commit decides.
+    fn switch(
+        self: &Arc<Self>,
+        c: &mut Control,
+        onto: EpochId,
+        undone: Option<u64>,
+        preserve: &[PathBuf],
+    ) -> Result<Vec<Ino>> {
+        let _names = self.names.lock();
+        self.meta.check()?;
+        let old = self.head();
+        // From here on the old head stands still: its handles fail, and what was under way has ended.
+        old.instance.retired.store(true, Ordering::Release);
+        self.drain(old.epoch);
+        let prepared = self.purge_orphans().and_then(|()| {
+            let onto = Lineage::new(&c.tree, onto);
+            preserve::carry(self, &old, &onto, c.next_epoch, preserve)
+        });
+        let carried = prepared.inspect_err(|_| old.instance.retired.store(false, Ordering::Release))?;
+        let serial = old.instance.serial + 1;
+        let left = AbandonedRow { epoch: old.epoch, by_undo: undone.is_some() };
+        let mut control: ControlBatch = vec![(abandoned_row(serial), Some(json(&left)))];
+        if let Some(undone) = undone {
+            control.push((abandoned_row(undone), None));
+            c.abandoned.remove(&undone);
+        }
+        c.abandoned.insert(serial, left);
+        self.begin(c, Some(onto), Some(serial), carried.rows, control);
+        c.refresh_visible(&self.head().lineage);
+        self.commit(false)?;
+        Ok(carried.changed)
+    }
+
+    /// Removes the inodes that have no name any more. Callers hold `names`.
+    pub(crate) fn purge_orphans(&self) -> Result<()> {
+        let orphans: Vec<_> = self.orphans.lock().iter().copied().collect();
+        let head = self.head();
+        let lookup = super::tree::Lookup { core: self, lineage: &head.lineage };
+        for ino in orphans {
+            // A row of an older run may name an inode that has long been found a name or been removed.
+            match lookup.inode(ino) {
+                Ok(row) if row.nlink == 0 => super::head::purge(self, &lookup, ino)?,
+                Ok(_) | Err(Error::NoEntry) => {
+                    self.orphans.lock().remove(&ino);
+                    self.meta.apply_control(vec![(super::head::orphan_row(ino), None)]);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The time of the system's clock, in whole microseconds.
+pub(crate) fn now() -> jiff::Timestamp {
+    let t = Timestamp::now();
+    jiff::Timestamp::new(t.secs, (t.nanos / 1000 * 1000) as i32).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+}
+
+fn check_options(options: &SnapshotOptions) -> Result<()> {
+    let bad = |field, expected| Err(Error::BadSnapshotOption { field, expected });
+    if let Some(hash) = &options.hash {
+        let hex = hash.bytes().all(|b| b.is_ascii_hexdigit());
+        if hash.is_empty() || hash.len() > 128 || !hash.len().is_multiple_of(2) || !hex {
+            return bad("hash", "an even number of hexadecimal digits, at most 128");
+        }
+    }
+    if options.labels.len() > 64 {
+        return bad("labels", "at most 64 of them");
+    }
+    for (key, value) in &options.labels {
+        if key.is_empty() || key.len() > 64 || key.contains('=') {
+            return bad("label", "a key of 1 to 64 bytes without `=`");
+        }
+        if value.len() > 4096 {
+            return bad("label", "a value of at most 4096 bytes");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! The background: commits every few seconds, sealing, reclaiming, removing files.
+//!
+//! Two threads, so that a long reclaim never holds up a snapshot's durability. Without a background (tests, short
+//! calls on a store that is not mounted) whoever waits does the work.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::core::Core;
+use crate::error::Result;
+
+/// Changes reach the disk at most this long after they were made, asked for or not.
+const COMMIT_EVERY: Duration = Duration::from_secs(5);
+
+/// The background threads; dropping waits for them.
+pub(crate) struct Workers {
+    core: Arc<Core>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Workers {
+    pub(crate) fn start(core: &Arc<Core>) -> std::io::Result<Workers> {
+        let spawn = |name: &str, run: fn(&Core)| {
+            let core = Arc::clone(core);
+            std::thread::Builder::new().name(name.into()).spawn(move || run(&core))
+        };
+        let threads = vec![spawn("tmfs-seal", seal_loop)?, spawn("tmfs-reclaim", reclaim_loop)?];
+        Ok(Workers { core: Arc::clone(core), threads })
+    }
+
+    /// Stops the threads and waits for them.
+    pub(crate) fn stop(&mut self) {
+        self.core.work.lock().stop = true;
+        self.core.wake.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        self.core.done.notify_all();
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn seal_loop(core: &Core) {
+    let mut last_commit = Instant::now();
+    loop {
+        let epoch = {
+            let mut work = core.work.lock();
+            if work.stop {
+                return;
+            }
+            if work.seal.is_empty() || work.seal_failed.is_some() {
+                let due = COMMIT_EVERY.saturating_sub(last_commit.elapsed()).max(Duration::from_millis(10));
+                core.wake.wait_for(&mut work, due);
+            }
+            if work.stop {
+                return;
+            }
+            let next = if work.seal_failed.is_some() { None } else { work.seal.pop_front() };
+            work.busy += usize::from(next.is_some());
+            next
+        };
+        if let Some(epoch) = epoch {
+            core.seal_reporting(epoch);
+        }
+        if last_commit.elapsed() >= COMMIT_EVERY {
+            // Data first and outside any lock; then the commit finds nothing left to wait for.
+            core.report("periodic commit", core.sync_waiting().and_then(|()| core.commit(true)));
+            last_commit = Instant::now();
+        }
+    }
+}
+
+fn reclaim_loop(core: &Core) {
+    loop {
+        let (remove, reclaim) = {
+            let mut work = core.work.lock();
+            while !work.stop && work.remove.is_empty() && !work.reclaim {
+                core.wake.wait_for(&mut work, Duration::from_secs(60));
+            }
+            if work.stop {
+                return;
+            }
+            work.busy += 1;
+            (std::mem::take(&mut work.remove), std::mem::take(&mut work.reclaim))
+        };
+        core.remove_files(remove);
+        if reclaim {
+            core.report("reclaim", core.reclaim(|| core.work.lock().stop));
+        }
+        core.finish_one();
+    }
+}
+
+impl Core {
+    /// Whether callers have to do the background's work.
+    pub(crate) fn background_off(&self) -> bool {
+        self.work.lock().by_callers
+    }
+
+    /// Does all the background work that is due, in the calling thread.
+    pub(crate) fn work_off(&self) -> Result<()> {
+        loop {
+            let next = self.work.lock().seal.pop_front();
+            let Some(epoch) = next else { break };
+            if let Err(e) = self.seal(epoch) {
+                self.work.lock().seal.push_front(epoch);
+                return Err(e);
+            }
+        }
+        let (remove, reclaim) = {
+            let mut work = self.work.lock();
+            (std::mem::take(&mut work.remove), std::mem::take(&mut work.reclaim))
+        };
+        self.remove_files(remove);
+        if reclaim {
+            self.reclaim(|| false)?;
+            let remove = std::mem::take(&mut self.work.lock().remove);
+            self.remove_files(remove);
+        }
+        Ok(())
+    }
+
+    /// Waits until the background has nothing to do.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.commit(true)?;
+        loop {
+            if self.background_off() {
+                self.work_off()?;
+                let work = self.work.lock();
+                if work.seal.is_empty() && work.remove.is_empty() && !work.reclaim {
+                    return Ok(());
+                }
+                continue;
+            }
+            let mut work = self.work.lock();
+            if work.seal_failed.is_some() || work.stop {
+                drop(work);
+                return self.meta.check();
+            }
+            if work.seal.is_empty() && work.remove.is_empty() && !work.reclaim && work.busy == 0 {
+                return Ok(());
+            }
+            self.wake.notify_all();
+            self.done.wait_for(&mut work, Duration::from_millis(100));
+        }
+    }
+
+    fn seal_reporting(&self, epoch: crate::types::EpochId) {
+        let done = self.seal(epoch);
+        {
+            let mut work = self.work.lock();
+            match &done {
+                Ok(()) => work.reclaim = true,
+                Err(e) => {
+                    // Later epochs stand on this one: none is called durable before it.
+                    work.seal.push_front(epoch);
+                    work.seal_failed = Some(e.to_string());
+                }
+            }
+        }
+        self.report("sealing a snapshot", done);
+        self.finish_one();
+        self.wake.notify_all();
+    }
+
+    fn finish_one(&self) {
+        self.work.lock().busy -= 1;
+        self.done.notify_all();
+    }
+
+    fn report(&self, what: &str, done: Result<()>) {
+        if let Err(e) = done {
+            tracing::error!("{what}: {e}");
+            self.work.lock().last_error = Some(format!("{what}: {e}"));
+        }
+    }
+
+    fn remove_files(&self, files: Vec<(crate::types::Ino, super::rows::LayerFile)>) {
+        for (ino, file) in files {
+            match self.disk.remove(&file.path(ino)) {
+                // Never written, so never made.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => {
+                    self.report(
+                        "removing a layer",
+                        Err(crate::Error::Io { op: "remove", path: file.path(ino).into(), source: e }),
+                    );
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The real disk: a directory descriptor, and the system calls of files below it.
+//!
+//! The directory is held by descriptor, so that the store is reached even when the mount lies over its path.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+
+use nix::fcntl::{AtFlags, FallocateFlags, OFlag};
+use nix::sys::stat::Mode;
+use nix::unistd::Whence;
+
+use super::{Disk, DiskFile, DiskStat};
+use crate::types::{StatFs, Timestamp};
+
+/// A [`Disk`] on a directory of the machine.
+pub(crate) struct RealDisk {
+    dir: OwnedFd,
+}
+
+impl RealDisk {
+    /// A disk whose root is the directory `dir`.
+    pub(crate) fn new(dir: OwnedFd) -> RealDisk {
+        RealDisk { dir }
+    }
+
+    fn open_with(&self, path: &str, flags: OFlag) -> io::Result<OwnedFd> {
+        Ok(nix::fcntl::openat(
+            self.dir.as_fd(),
+            path,
+            flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW,
+            Mode::from_bits_truncate(0o600),
+        )?)
+    }
+
+    fn open_dir(&self, path: &str) -> io::Result<OwnedFd> {
+        self.open_with(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+    }
+}
+
+impl Disk for RealDisk {
+    fn open(&self, path: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(RealFile(self.open_with(path, OFlag::O_RDWR)?.into())))
+    }
+
+    fn create(&self, path: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let fd = self.open_with(path, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
+        // The daemon lives without a umask; a layer is its owner's alone.
+        Ok(Arc::new(RealFile(fd.into())))
+    }
+
+    fn create_dir(&self, path: &str) -> io::Result<()> {
+        match nix::sys::stat::mkdirat(self.dir.as_fd(), path, Mode::from_bits_truncate(0o700)) {
+            Ok(()) | Err(nix::Error::EEXIST) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        Ok(nix::unistd::unlinkat(self.dir.as_fd(), path, nix::unistd::UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let fd = match self.open_dir(path) {
+            Ok(fd) => fd,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        let mut names = Vec::new();
+        for entry in nix::dir::Dir::from_fd(fd)?.iter() {
+            match entry?.file_name().to_str() {
+                Ok("." | "..") | Err(_) => {}
+                Ok(name) => names.push(name.to_owned()),
+            }
+        }
+        Ok(names)
+    }
+
+    fn stat(&self, path: &str) -> io::Result<Option<DiskStat>> {
+        match nix::sys::stat::fstatat(self.dir.as_fd(), path, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(st) => Ok(Some(DiskStat {
+                size: st.st_size as u64,
+                blocks: st.st_blocks as u64,
+                mtime: Timestamp { secs: st.st_mtime, nanos: st.st_mtime_nsec as u32 },
+            })),
+            Err(nix::Error::ENOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        let fd = self.open_dir(if path.is_empty() { "." } else { path })?;
+        Ok(nix::unistd::fsync(fd)?)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(nix::unistd::syncfs(self.dir.as_fd())?)
+    }
+
+    fn stat_fs(&self) -> io::Result<StatFs> {
+        let v = nix::sys::statvfs::fstatvfs(self.dir.as_fd())?;
+        Ok(StatFs {
+            block_size: v.fragment_size() as u32,
+            blocks: v.blocks(),
+            blocks_free: v.blocks_free(),
+            blocks_available: v.blocks_available(),
+            files: v.files(),
+            files_free: v.files_free(),
+        })
+    }
+}
+
+/// An open file of the machine.
+struct RealFile(File);
+
+impl RealFile {
+    fn seek(&self, offset: u64, whence: Whence) -> io::Result<Option<u64>> {
+        match nix::unistd::lseek64(&self.0, offset as i64, whence) {
+            Ok(at) => Ok(Some(at as u64)),
+            Err(nix::Error::ENXIO) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.0.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+
+    fn set_len(&self, size: u64) -> io::Result<()> {
+        self.0.set_len(size)
+    }
+
+    fn stat(&self) -> io::Result<DiskStat> {
+        let m = self.0.metadata()?;
+        Ok(DiskStat {
+            size: m.len(),
+            blocks: m.blocks(),
+            mtime: Timestamp { secs: m.mtime(), nanos: m.mtime_nsec() as u32 },
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn start_writeback(&self) -> io::Result<()> {
+        crate::sys::start_writeback(self.0.as_fd())
+    }
+
+    fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> io::Result<()> {
+        let flags = if keep_size { FallocateFlags::FALLOC_FL_KEEP_SIZE } else { FallocateFlags::empty() };
+        Ok(nix::fcntl::fallocate(&self.0, flags, offset as i64, len as i64)?)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        Ok(nix::fcntl::fallocate(&self.0, flags, offset as i64, len as i64)?)
+    }
+
+    fn seek_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.seek(offset, Whence::SeekData)
+    }
+
+    fn seek_hole(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.seek(offset, Whence::SeekHole)
+    }
+}

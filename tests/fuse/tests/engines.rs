@@ -1,0 +1,132 @@
+//! Real databases write while snapshots are taken every 50 ms; the copy of each height opens, passes the engine's own
+//! check, and holds at least every transaction that was acknowledged before the snapshot was asked for.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tmfs_tests::databases::Engine;
+use tmfs_tests::engine::{EVERY, check_copies, snapshots_while};
+use tmfs_tests::mount::Mount;
+use tmfs_tests::{by_ring, program, rocksdb, skip};
+
+fn run(engine: Engine) {
+    let mount = Mount::empty();
+    let dir = mount.live("db");
+    fs::create_dir(&dir).unwrap();
+    let cuts = snapshots_while(&mount, by_ring(20, 300), |progress| engine.write(&dir, progress));
+    check_copies(&mount, &cuts, "db", |copy| engine.count(copy));
+    // Roll back to the middle: the engine opens what it was then, and goes on.
+    let middle = cuts[cuts.len() / 2];
+    mount.rollback(middle.height);
+    let then = engine.count(&dir);
+    assert!(
+        then >= middle.at_least,
+        "{then} transactions after the rollback, {} were acknowledged",
+        middle.at_least
+    );
+    // Undo, kill the daemon, and all of it is there.
+    mount.ok(&["rollback", "--undo"]);
+    mount.kill_and_mount();
+    let now = engine.count(&dir);
+    assert!(now >= cuts[cuts.len() - 1].at_least, "{now} transactions after undo and a crash");
+    check_copies(&mount, &cuts[cuts.len() - 2..], "db", |copy| engine.count(copy));
+}
+
+#[test]
+fn sqlite_with_a_write_ahead_log() {
+    run(Engine::SqliteWal);
+}
+
+#[test]
+fn sqlite_with_a_rollback_journal() {
+    run(Engine::SqliteJournal);
+}
+
+#[test]
+fn lmdb() {
+    run(Engine::Lmdb);
+}
+
+#[test]
+fn lmdb_with_a_writable_map() {
+    run(Engine::LmdbWriteMap);
+}
+
+#[test]
+fn redb() {
+    run(Engine::Redb);
+}
+
+#[test]
+fn leveldb() {
+    run(Engine::LevelDb);
+}
+
+#[test]
+fn rocksdb_holds_every_acknowledged_put() {
+    if skip::unless_program("ldb", "RocksDB") {
+        return;
+    }
+    let mount = Mount::empty();
+    let dir = mount.live("db");
+    let cuts = snapshots_while(&mount, by_ring(15, 200), |progress| rocksdb::write(&dir, progress));
+    check_copies(&mount, &cuts, "db", rocksdb::count);
+}
+
+#[test]
+fn rocksdb_under_load_is_consistent_at_every_height() {
+    if skip::unless_program("ldb", "RocksDB") || skip::unless_program("db_bench", "RocksDB") {
+        return;
+    }
+    let mount = Mount::empty();
+    let (dir, copy) = (mount.live("db"), mount.work.path().join("copy"));
+    let mut height = 0;
+    for (benchmark, existing) in [("fillseq", false), ("overwrite", true), ("readwhilewriting", true)] {
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let bench = scope.spawn(|| {
+                let num = by_ring(60_000, 2_000_000);
+                // readwhilewriting counts reads; its writer writes as long as they take.
+                program::run(
+                    Command::new("db_bench")
+                        .arg(format!("--benchmarks={benchmark}"))
+                        .arg(format!("--db={}", dir.display()))
+                        .arg(format!("--num={num}"))
+                        .args([
+                            "--value_size=400",
+                            "--write_buffer_size=2000000",
+                            "--target_file_size_base=2000000",
+                        ])
+                        .arg(format!("--use_existing_db={}", u8::from(existing)))
+                        .stdin(Stdio::null()),
+                )
+                .ok();
+                ended.store(true, Ordering::SeqCst);
+            });
+            while !ended.load(Ordering::SeqCst) && !bench.is_finished() {
+                height += 1;
+                mount.ok(&["snapshot", &height.to_string(), "--no-wait"]);
+                std::thread::sleep(EVERY);
+            }
+            bench.join().expect("db_bench");
+        });
+    }
+    assert!(height >= 6, "only {height} snapshots were taken under load");
+    rocksdb::check(&dir);
+    let live = rocksdb::keys(&dir);
+    assert!(live > 10_000, "the live database holds {live} keys");
+    let mut checked = 0;
+    for at in (1..=height).step_by(by_ring((height as usize / 15).max(1), 1)) {
+        // The first snapshots may come before db_bench has made its directory.
+        if !mount.view(at).join("db/CURRENT").exists() {
+            continue;
+        }
+        program::must("cp", &["-a".as_ref(), mount.view(at).join("db").as_os_str(), copy.as_os_str()]);
+        rocksdb::check(&copy);
+        rocksdb::keys(&copy);
+        fs::remove_dir_all(&copy).unwrap();
+        checked += 1;
+    }
+    assert!(checked >= 4, "only {checked} copies were checked");
+}

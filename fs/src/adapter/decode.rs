@@ -8,7 +8,7 @@ use snapstore::backend::{RenameMode, XattrMode};
 use snapstore::{Attr, CHUNK_SIZE, FileKind, Timestamp};
 
 use crate::errno::{Errno, Result};
-use crate::node::{NodeId, Tag};
+use crate::node::NodeId;
 use crate::tree::Caller;
 
 pub fn caller(req: &Request) -> Caller {
@@ -21,10 +21,6 @@ pub fn node(ino: INodeNo) -> NodeId {
 
 pub fn errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.0)
-}
-
-pub fn is_view(id: NodeId) -> bool {
-    id.tag() != Tag::LIVE && id.tag() != Tag::VIRTUAL
 }
 
 pub fn file_type(kind: FileKind) -> FileType {

@@ -343,6 +343,10 @@ impl Content {
             layer.sync(&*core.disk)?;
         }
         let missing = stack.iter().any(|l| !l.row_on_disk.load(std::sync::atomic::Ordering::Acquire));
+        if missing {
+            // An earlier commit may have left the row for later, since then the data was not on the disk.
+            core.meta.look_again();
+        }
         if missing || core.meta.is_needed(self.ino) || (!core.holes_exact && self.map_changed()) {
             core.commit(false)?;
         }

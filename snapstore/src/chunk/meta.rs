@@ -235,6 +235,25 @@ impl Meta {
         self.tables.read().stack.iter().any(|t| t.table().needed.contains(&ino))
     }
 
+    /// Has the next fsync of `ino` commit, even if no row of it is new: one may have been left for later. `epoch` has
+    /// operations in flight.
+    pub(crate) fn need(&self, epoch: EpochId, ino: Ino) {
+        let mut tables = self.tables.write();
+        for slot in &mut tables.stack {
+            if let Slot::Open(table) = slot
+                && table.epoch == epoch
+            {
+                table.needed.insert(ino);
+            }
+        }
+        self.applied.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Has the next commit look at rows that an earlier one left for later, though nothing is new.
+    pub(crate) fn look_again(&self) {
+        self.applied.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// The newest version of a row in a lineage, and its epoch. A tombstone is a version.
     pub(crate) fn newest(&self, lineage: &Lineage, key: &Key) -> Result<Option<(EpochId, Value)>> {
         self.newest_below(lineage, key, EpochId(u64::MAX))

@@ -104,6 +104,9 @@ pub(crate) struct Core {
     /// Layers whose latest state the metadata on the disk does not have.
     pinned: Mutex<HashMap<(Ino, EpochId), Arc<Layer>>>,
     contents: Mutex<HashMap<(Ino, ScopeKey), Weak<Content>>>,
+    /// Serializes the loading of contents, by inode: a stack that was read before another's write would hide it.
+    /// Order: before a file's stack.
+    loading: [Mutex<()>; 64],
     /// Files that no row will refer to after the next commit.
     discarded: Mutex<Vec<(Ino, LayerFile)>>,
     doomed: Mutex<Vec<(Ino, LayerFile)>>,
@@ -185,6 +188,7 @@ impl Core {
             live: Mutex::default(),
             pinned: Mutex::default(),
             contents: Mutex::default(),
+            loading: std::array::from_fn(|_| Mutex::new(())),
             discarded: Mutex::default(),
             doomed: Mutex::default(),
             promised: Mutex::default(),
@@ -362,11 +366,12 @@ impl Core {
         if let Some(content) = self.contents.lock().get(&key).and_then(Weak::upgrade) {
             return Ok(content);
         }
-        let loaded = Arc::new(Content::load(self, scope.clone(), ino)?);
-        let mut contents = self.contents.lock();
-        if let Some(content) = contents.get(&key).and_then(Weak::upgrade) {
+        let _one = self.loading[(ino.0 % 64) as usize].lock();
+        if let Some(content) = self.contents.lock().get(&key).and_then(Weak::upgrade) {
             return Ok(content);
         }
+        let loaded = Arc::new(Content::load(self, scope.clone(), ino)?);
+        let mut contents = self.contents.lock();
         if contents.len() >= 1024 && contents.len().is_power_of_two() {
             contents.retain(|_, c| c.strong_count() > 0);
         }
@@ -421,12 +426,22 @@ impl Core {
 }
 
 impl Source for Core {
+    fn begin_commit(&self) {
+        // Before the memtables are closed: a file is discarded only after the change that replaced it was applied.
+        let discarded = std::mem::take(&mut *self.discarded.lock());
+        self.doomed.lock().extend(discarded);
+    }
+
     fn before_commit(&self, ino: Ino, epoch: EpochId, full: bool) -> Result<LayerCommit> {
         let Some(layer) = self.pinned_layer(ino, epoch) else { return Ok(LayerCommit::AsIs) };
         layer.in_memtable.store(false, Ordering::Release);
         if layer.barrier && !layer.anchored.load(Ordering::Acquire) {
             if !full {
                 layer.in_memtable.store(true, Ordering::Release);
+                // The disk's row still leads to what this layer replaced.
+                let mut doomed = self.doomed.lock();
+                let kept = doomed.extract_if(.., |(i, file)| *i == ino && file.epoch == epoch);
+                self.discarded.lock().extend(kept);
                 return Ok(LayerCommit::Defer);
             }
             layer.sync(&*self.disk)?;
@@ -440,8 +455,6 @@ impl Source for Core {
     }
 
     fn sync_promised(&self) -> Result<()> {
-        let discarded = std::mem::take(&mut *self.discarded.lock());
-        self.doomed.lock().extend(discarded);
         let promised = std::mem::take(&mut *self.promised.lock());
         promised.iter().try_for_each(|layer| layer.sync(&*self.disk))
     }

@@ -89,6 +89,8 @@ pub(crate) struct ReadView {
 
 /// Who owns what the rows refer to: the layers.
 pub(crate) trait Source {
+    /// A commit begins: whatever was applied up to here will be in it.
+    fn begin_commit(&self);
     /// Encodes a layer's row as it is now, having made durable what it refers to. `None` defers the row to a later
     /// commit (only when not `full`): its data is not on the disk yet, and nobody has asked for it.
     fn before_commit(&self, ino: Ino, epoch: EpochId, full: bool) -> Result<LayerCommit>;
@@ -393,6 +395,7 @@ impl Meta {
     }
 
     fn commit_now(&self, source: &dyn Source, full: bool) -> Result<()> {
+        source.begin_commit();
         let (closed, upto) = self.close_tables();
         source.sync_promised()?;
         if closed.iter().all(|t| t.is_empty()) {

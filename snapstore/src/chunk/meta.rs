@@ -268,20 +268,24 @@ impl Meta {
         key: &Key,
         limit: EpochId,
     ) -> Result<Option<(EpochId, Value)>> {
-        let view = {
+        let (recent, view) = {
             let tables = self.tables.read();
-            for slot in &tables.stack {
-                let t = slot.table();
-                if t.epoch < limit
-                    && let Some(value) = t.rows.get(key)
-                    && lineage.contains(t.epoch)
-                {
-                    return Ok(Some((t.epoch, value.clone())));
-                }
+            let hit = tables.stack.iter().map(Slot::table).find_map(|t| {
+                let value = t.rows.get(key).filter(|_| t.epoch < limit && lineage.contains(t.epoch))?;
+                Some((t.epoch, value.clone()))
+            });
+            if hit.as_ref().is_some_and(|(epoch, _)| *epoch == lineage.tip()) {
+                return Ok(hit);
             }
-            tables.view.clone()
+            (hit, tables.view.clone())
         };
-        view.newest_below(lineage, key, limit)
+        // Sealing makes rows of a frozen epoch when the database may have a later epoch's already.
+        let stored = view.newest_below(lineage, key, limit)?;
+        Ok(match (recent, stored) {
+            (Some(recent), Some(stored)) if stored.0 > recent.0 => Some(stored),
+            (Some(recent), _) => Some(recent),
+            (None, stored) => stored,
+        })
     }
 
     /// A row of a lineage, decoded; `None` when there is none or a tombstone hides it.

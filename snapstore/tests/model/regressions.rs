@@ -125,3 +125,23 @@ fn regression_reading_an_emptied_file_after_a_restart() {
     truncate(&*store.head(), ino, 100);
     assert_eq!(content(&*store.head(), ino), [0; 100]);
 }
+
+/// Sealing writes a row of the frozen epoch into memory when the disk already has the next epoch's: that one counts.
+#[test]
+fn regression_the_row_of_an_epoch_being_sealed_hides_no_later_one() {
+    let place = Place::new();
+    let (store, _) = place.open(true);
+    let head = store.head();
+    let ino = make(&*head, "f");
+    for n in 1..200 {
+        write(&*head, ino, 0, n, K4);
+        sync(&*head, ino);
+        snap(&*store, n.into());
+        // Opened, written, committed, closed and opened again, while the background seals the epoch before.
+        for byte in [100, n] {
+            write(&*head, ino, 0, byte, K4);
+            sync(&*head, ino);
+            assert_eq!((content(&*head, ino)[0], content(&*head, ino).len()), (byte, K4));
+        }
+    }
+}

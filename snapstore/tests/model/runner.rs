@@ -641,8 +641,18 @@ impl Runner {
         let left = self.left.remove(i);
         self.left.push(Left { state: Some(self.model.named()), path: self.path.clone(), by_undo: true });
         assert_eq!(self.store.undo_rollback(false).expect("undo"), dry);
-        self.switched(left.state, left.path);
-        self.changed = if self.changed == Some(true) { self.changed } else { None };
+        let mut path = left.path;
+        if left.state.is_none() {
+            // The crash took what was not durable; of hidden snapshots only now it shows which.
+            let there = self.store.heights();
+            path.retain(|e| {
+                let snap = &self.snaps[e];
+                let kept = there.contains(&Height(snap.height));
+                assert!(kept || !snap.durable, "the durable height {} is gone", snap.height);
+                kept
+            });
+        }
+        self.switched(left.state, path);
         self.changed = None;
         true
     }
@@ -650,8 +660,7 @@ impl Runner {
     pub fn reopen(&mut self) {
         self.forget_all();
         self.store.close().expect("close");
-        let again = self.head.get_attr(Ino::ROOT);
-        drop((again, std::mem::take(&mut self.views)));
+        self.views.clear();
         self.replace_store(None);
         self.model = self.model.named();
         self.snaps.values_mut().for_each(|s| s.durable = true);
@@ -668,8 +677,6 @@ impl Runner {
 
     /// Opens the store again; `place` is where it is from now on, after a crash.
     fn replace_store(&mut self, image: Option<(Place, Arc<dyn Backend>)>) {
-        let none: Arc<dyn Head> = Arc::clone(&self.head);
-        drop(none);
         let (place, store) = match image {
             Some((place, store)) => (Some(place), store),
             None => {
@@ -722,7 +729,6 @@ impl Runner {
                 gone.insert(epoch);
                 continue;
             }
-            assert!(!recovery.dropped.contains(&height));
             let view = store.view(HeightQuery::Exact(height)).expect("view");
             check_tree(&snap.state, &*view.tree, &format!("height {height} after a crash"));
         }
@@ -730,7 +736,7 @@ impl Runner {
             drop((std::mem::take(&mut self.handles), std::mem::take(&mut self.views)));
             // Snapshots of left heads may be lost as well; which, an undo shows.
             self.left.iter_mut().for_each(|l| l.state = None);
-            self.snaps.retain(|e, s| !gone.contains(e) && (s.durable || self.path.contains(e)));
+            self.snaps.retain(|e, _| !gone.contains(e));
             for left in &mut self.left {
                 left.path.retain(|e| self.snaps.contains_key(e));
             }

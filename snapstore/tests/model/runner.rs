@@ -498,9 +498,10 @@ impl Runner {
                 let len = (data.len() as u64).min(most - at(spot));
                 let done = file.copy_from(&*other, 1000, at(spot), len).expect("copy");
                 assert_eq!(done, len);
-                if len > 0 {
-                    self.model.edit(ino).content.write(at(spot), &data[..len as usize]);
+                if len == 0 {
+                    return false;
                 }
+                self.model.edit(ino).content.write(at(spot), &data[..len as usize]);
             }
             _ => unreachable!("content only"),
         }

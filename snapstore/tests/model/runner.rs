@@ -664,7 +664,13 @@ impl Runner {
         self.views.clear();
         self.replace_store(None);
         self.model = self.model.named();
-        self.snaps.values_mut().for_each(|s| s.durable = true);
+        // A crash may have taken hidden ones without our knowing.
+        let known = self.left.iter().filter(|l| l.state.is_some()).flat_map(|l| &l.path);
+        for epoch in self.path.iter().chain(known) {
+            if let Some(snap) = self.snaps.get_mut(epoch) {
+                snap.durable = true;
+            }
+        }
         self.all_durable();
         self.check_live();
     }

@@ -275,12 +275,23 @@ impl Core {
         Ok(stack)
     }
 
+    /// The row of a layer that has just been found not to be in memory. `seen` may be older: a memtable has a row as
+    /// it was when the layer was first touched, and the commit that wrote the layer's last state, which let go of the
+    /// layer, may have ended since `seen` was looked up.
+    pub(crate) fn row_of_gone(&self, ino: Ino, epoch: EpochId, seen: &[u8]) -> Result<LayerRow> {
+        match self.meta.row_at(&Key::layer(ino), epoch)? {
+            Some(Some(now)) => LayerRow::decode(&now),
+            _ => LayerRow::decode(seen),
+        }
+    }
+
     /// The layer that a row stands for: the one in use, or loaded now.
     pub(crate) fn layer(&self, ino: Ino, epoch: EpochId, row: &[u8]) -> Result<Arc<Layer>> {
         if let Some(layer) = self.live_layer(ino, epoch) {
             return Ok(layer);
         }
-        let loaded = Arc::new(Layer::load(&*self.disk, ino, epoch, LayerRow::decode(row)?)?);
+        let row = self.row_of_gone(ino, epoch, row)?;
+        let loaded = Arc::new(Layer::load(&*self.disk, ino, epoch, row)?);
         let mut live = self.live.lock();
         if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade) {
             return Ok(layer);

@@ -145,3 +145,35 @@ fn regression_the_row_of_an_epoch_being_sealed_hides_no_later_one() {
         }
     }
 }
+
+/// A lookup took a row from memory, which is older than its layer; then the commit ended and let go of the layer.
+#[test]
+fn regression_a_view_opened_while_its_layers_are_being_committed() {
+    let place = Place::new();
+    let (store, _) = place.open(true);
+    let head = store.head();
+    let inos: Vec<Ino> = (0..24).map(|i| make(&*head, &format!("f{i}"))).collect();
+    let rounds = if super::long() { 500 } else { 12 };
+    for n in 1..rounds {
+        for &ino in &inos {
+            write(&*head, ino, 0, 7, 3 * K4);
+            truncate(&*head, ino, n % 5000);
+        }
+        snap(&*store, n);
+        let view = store.view(HeightQuery::Newest).expect("view");
+        let info = || store.find(HeightQuery::Newest).expect("find");
+        std::thread::scope(|scope| {
+            for _ in 0..1 {
+                scope.spawn(|| {
+                    while !info().durable {
+                        for &ino in &inos {
+                            assert_eq!(view.tree.get_attr(ino).expect("stat").size, n % 5000, "height {n}");
+                            let len = view.tree.open(ino).expect("open").len().expect("len");
+                            assert_eq!(len, n % 5000, "height {n}");
+                        }
+                    }
+                });
+            }
+        });
+    }
+}

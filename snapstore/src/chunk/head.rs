@@ -13,7 +13,7 @@ use super::acl::{self, Acl};
 use super::core::{Core, HeadInstance, Scope};
 use super::file::HeadFile;
 use super::meta::Batch;
-use super::rows::{DentryRow, InodeRow, Key, LayerRow, Row};
+use super::rows::{DentryRow, InodeRow, Key, Row};
 use super::tree::{Lookup, check_name, tree_by_lookup};
 use crate::backend::{FileRead, FileWrite, Head, NewInode, RenameMode, SetAttr, Tree, XattrMode};
 use crate::error::{Error, Result};
@@ -534,7 +534,7 @@ pub(crate) fn purge(core: &Core, l: &Lookup<'_>, ino: Ino) -> Result<()> {
             // What is in memory knows best which file it is.
             file = Some(match core.pinned_layer(ino, epoch) {
                 Some(layer) => layer.state.read().file,
-                None => LayerRow::decode(&bytes)?.file,
+                None => core.row_of_gone(ino, epoch, &bytes)?.file,
             });
         }
     }

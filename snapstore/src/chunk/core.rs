@@ -112,6 +112,8 @@ pub(crate) struct Core {
     /// Files that no row will refer to after the next commit.
     discarded: Mutex<Vec<(Ino, LayerFile)>>,
     doomed: Mutex<Vec<(Ino, LayerFile)>>,
+    /// Layers whose rows the commit under way writes.
+    encoded: Mutex<Vec<Arc<Layer>>>,
     /// Layers to be synced before the next commit.
     promised: Mutex<Vec<Arc<Layer>>>,
     /// Views in use, by epoch.
@@ -194,6 +196,7 @@ impl Core {
             loading: std::array::from_fn(|_| Mutex::new(())),
             discarded: Mutex::default(),
             doomed: Mutex::default(),
+            encoded: Mutex::default(),
             promised: Mutex::default(),
             pins: Mutex::default(),
             orphans: Mutex::default(),
@@ -476,7 +479,9 @@ impl Source for Core {
             // The map in the row must not promise a chunk that is not on the disk.
             layer.sync(&*self.disk)?;
         }
-        Ok(LayerCommit::Write(layer.row(with_chunks).encode()))
+        let row = layer.row(with_chunks).encode();
+        self.encoded.lock().push(layer);
+        Ok(LayerCommit::Write(row))
     }
 
     fn sync_promised(&self) -> Result<()> {
@@ -484,15 +489,18 @@ impl Source for Core {
         promised.iter().try_for_each(|layer| layer.sync(&*self.disk))
     }
 
-    fn after_commit(&self, committed: &[(Ino, EpochId)]) {
+    fn after_commit(&self) {
+        // These very layers: one that has replaced another since then is not on the disk yet.
+        let encoded = std::mem::take(&mut *self.encoded.lock());
         {
             let mut pinned = self.pinned.lock();
-            for key in committed {
-                if let Some(layer) = pinned.get(key) {
-                    layer.row_on_disk.store(true, Ordering::Release);
-                    if !layer.in_memtable.load(Ordering::Acquire) {
-                        pinned.remove(key);
-                    }
+            for layer in &encoded {
+                layer.row_on_disk.store(true, Ordering::Release);
+                let key = (layer.ino, layer.epoch);
+                if !layer.in_memtable.load(Ordering::Acquire)
+                    && pinned.get(&key).is_some_and(|p| Arc::ptr_eq(p, layer))
+                {
+                    pinned.remove(&key);
                 }
             }
         }

@@ -97,7 +97,7 @@ pub(crate) trait Source {
     /// Makes durable what must be on the disk before the names that lead to it.
     fn sync_promised(&self) -> Result<()>;
     /// The rows are on the disk.
-    fn after_commit(&self, committed: &[(Ino, EpochId)]);
+    fn after_commit(&self);
 }
 
 /// What [`Source::before_commit`] says about a layer's row.
@@ -404,10 +404,9 @@ impl Meta {
         source.sync_promised()?;
         if closed.iter().all(|t| t.is_empty()) {
             self.drop_closed(Vec::new())?;
-            source.after_commit(&[]);
+            source.after_commit();
             return Ok(());
         }
-        let mut layers = Vec::new();
         let mut deferred: Vec<(EpochId, Key, Value)> = Vec::new();
         let txn = self.db()?.begin_write().map_err(database)?;
         {
@@ -430,7 +429,6 @@ impl Meta {
                             }
                             LayerCommit::AsIs => {}
                         }
-                        layers.push((ino, table.epoch));
                     }
                     write_row(&mut rows, &mut touched, key, table.epoch, bytes)?;
                 }
@@ -446,7 +444,7 @@ impl Meta {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.drop_closed(deferred)?;
         self.committed.fetch_max(upto, Ordering::AcqRel);
-        source.after_commit(&layers);
+        source.after_commit();
         Ok(())
     }
 

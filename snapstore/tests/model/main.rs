@@ -5,6 +5,7 @@
 mod bytes;
 mod concurrent;
 mod fixture;
+mod history;
 mod ops;
 mod reclaim;
 mod regressions;
@@ -59,7 +60,7 @@ fn random_runs() {
         run(seed, env("TMFS_OPS").unwrap_or(400) as usize, background);
         return;
     }
-    let (runs, count) = if long() { (env("TMFS_RUNS").unwrap_or(400), 600) } else { (16, 250) };
+    let (runs, count) = if long() { (env("TMFS_RUNS").unwrap_or(400), 600) } else { (40, 250) };
     let first = env("TMFS_FIRST").unwrap_or(1);
     let mut counts = std::collections::BTreeMap::<String, usize>::new();
     for seed in first..first + runs {
@@ -78,7 +79,7 @@ fn random_runs() {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if long() { 600 } else { 20 },
+        cases: if long() { 600 } else { 40 },
         max_shrink_iters: 3000,
         failure_persistence: None,
         ..ProptestConfig::default()

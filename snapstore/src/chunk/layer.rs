@@ -294,7 +294,8 @@ impl Layer {
     }
 }
 
-fn create(disk: &dyn Disk, file: &LayerFile, ino: Ino) -> io::Result<Arc<dyn DiskFile>> {
+/// Makes the file of a new layer, and its directory where there is none.
+pub(crate) fn create(disk: &dyn Disk, file: &LayerFile, ino: Ino) -> io::Result<Arc<dyn DiskFile>> {
     let path = file.path(ino);
     match disk.create(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {

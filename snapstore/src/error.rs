@@ -84,6 +84,8 @@ pub enum Error {
     // --- The store as a whole.
     #[error("{path}: not a tmfs data dir or store; `tmfs mount {path}` makes it one", path = .path.display())]
     NotAStore { path: PathBuf },
+    #[error("{data_dir}: its store {store} is not there; name the place it is at now with --store", data_dir = .data_dir.display(), store = .store.display())]
+    StoreMissing { data_dir: PathBuf, store: PathBuf },
     #[error("{store}: in use by another tmfs process{}; unmount it first", pid_hint(.pid), store = .store.display())]
     Locked { store: PathBuf, pid: Option<u32> },
     #[error("{store}: written by a newer tmfs (format {found}, this one knows up to {known}); use that version", store = .store.display())]

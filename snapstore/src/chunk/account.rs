@@ -161,10 +161,38 @@ impl Core {
             usage.live_files += 1;
             Ok(true)
         })?;
+        usage.reclaimable_bytes = self.reclaimable_bytes(&head)?;
         let stat = self.disk.stat(super::open::DATABASE);
         let blocks = stat.map_err(crate::Error::io("stat", super::open::DATABASE))?.map_or(0, |s| s.blocks);
         usage.metadata_bytes = blocks * 512;
         Ok(usage)
+    }
+
+    /// Bytes that the background is going to give back: what is garbage already, apart from what the head hides,
+    /// which has to be frozen first.
+    fn reclaimable_bytes(&self, head: &super::core::HeadState) -> Result<u64> {
+        let groups = {
+            let c = self.control.lock();
+            let mut tips = c.tips(head.epoch);
+            tips.extend(self.pinned_epochs());
+            Groups::new(&c.tree, &tips)
+        };
+        let mut sizes: BTreeMap<Option<EpochId>, usize> = BTreeMap::new();
+        for group in groups.of.values() {
+            *sizes.entry(*group).or_default() += 1;
+        }
+        let counts = |group: &Option<EpochId>| match group {
+            None => true,
+            Some(top) => *top != head.epoch && sizes.get(group).is_some_and(|&n| n > 1),
+        };
+        let members: Vec<EpochId> =
+            groups.of.iter().filter(|(_, group)| counts(group)).map(|(&e, _)| e).collect();
+        let chunks: u64 = self.parts(&members)?.values().map(|parts| garbage(parts, &groups)).sum();
+        let pending = {
+            let work = self.work.lock();
+            work.reclaim || work.busy > 0 || !work.seal.is_empty() || !work.remove.is_empty()
+        };
+        Ok((chunks * CHUNK_SIZE).max(u64::from(pending)))
     }
 
     /// Chunks an inode had before the head's epoch hid all of them.

@@ -106,9 +106,14 @@ pub(crate) struct Core {
     contents: Mutex<HashMap<(Ino, ScopeKey), Weak<Content>>>,
     /// Counts changes of layers under open files.
     folds: AtomicU64,
+    /// Serializes the loading of contents, by inode: a stack that was read before another's write would hide it.
+    /// Order: before a file's stack.
+    loading: [Mutex<()>; 64],
     /// Files that no row will refer to after the next commit.
     discarded: Mutex<Vec<(Ino, LayerFile)>>,
     doomed: Mutex<Vec<(Ino, LayerFile)>>,
+    /// Layers whose rows the commit under way writes.
+    encoded: Mutex<Vec<Arc<Layer>>>,
     /// Layers to be synced before the next commit.
     promised: Mutex<Vec<Arc<Layer>>>,
     /// Views in use, by epoch.
@@ -188,8 +193,10 @@ impl Core {
             pinned: Mutex::default(),
             contents: Mutex::default(),
             folds: AtomicU64::new(0),
+            loading: std::array::from_fn(|_| Mutex::new(())),
             discarded: Mutex::default(),
             doomed: Mutex::default(),
+            encoded: Mutex::default(),
             promised: Mutex::default(),
             pins: Mutex::default(),
             orphans: Mutex::default(),
@@ -274,17 +281,28 @@ impl Core {
         Ok(stack)
     }
 
+    /// The row of a layer that has just been found not to be in memory. `seen` may be older: a memtable has a row as
+    /// it was when the layer was first touched, and the commit that wrote the layer's last state, which let go of the
+    /// layer, may have ended since `seen` was looked up.
+    pub(crate) fn row_of_gone(&self, ino: Ino, epoch: EpochId, seen: &[u8]) -> Result<LayerRow> {
+        match self.meta.row_at(&Key::layer(ino), epoch)? {
+            Some(Some(now)) => LayerRow::decode(&now),
+            _ => LayerRow::decode(seen),
+        }
+    }
+
     /// The layer that a row stands for: the one in use, or loaded now.
-    pub(crate) fn layer(&self, ino: Ino, epoch: EpochId, row: &[u8]) -> Result<Arc<Layer>> {
-        let row = LayerRow::decode(row)?;
+    pub(crate) fn layer(&self, ino: Ino, epoch: EpochId, seen: &[u8]) -> Result<Arc<Layer>> {
         // A sealed layer in memory that differs from its row is one that folding has replaced just now.
-        let is_current = |layer: &Arc<Layer>| !row.sealed || layer.state.read().matches(&row);
-        if let Some(layer) = self.live_layer(ino, epoch).filter(is_current) {
+        let is_current = |layer: &Layer, row: &LayerRow| !row.sealed || layer.state.read().matches(row);
+        let row = LayerRow::decode(seen)?;
+        if let Some(layer) = self.live_layer(ino, epoch).filter(|l| is_current(l, &row)) {
             return Ok(layer);
         }
+        let row = self.row_of_gone(ino, epoch, seen)?;
         let loaded = Arc::new(Layer::load(&*self.disk, ino, epoch, row.clone())?);
         let mut live = self.live.lock();
-        if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade).filter(is_current) {
+        if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade).filter(|l| is_current(l, &row)) {
             return Ok(layer);
         }
         if live.len() >= 1024 && live.len().is_power_of_two() {
@@ -369,13 +387,14 @@ impl Core {
         if let Some(content) = self.contents.lock().get(&key).and_then(Weak::upgrade) {
             return Ok(content);
         }
+        let _one = self.loading[(ino.0 % 64) as usize].lock();
+        if let Some(content) = self.contents.lock().get(&key).and_then(Weak::upgrade) {
+            return Ok(content);
+        }
         let folds = self.folds.load(Ordering::Acquire);
         let loaded = Arc::new(Content::load(self, scope.clone(), ino)?);
         {
             let mut contents = self.contents.lock();
-            if let Some(content) = contents.get(&key).and_then(Weak::upgrade) {
-                return Ok(content);
-            }
             if contents.len() >= 1024 && contents.len().is_power_of_two() {
                 contents.retain(|_, c| c.strong_count() > 0);
             }
@@ -435,12 +454,22 @@ impl Core {
 }
 
 impl Source for Core {
+    fn begin_commit(&self) {
+        // Before the memtables are closed: a file is discarded only after the change that replaced it was applied.
+        let discarded = std::mem::take(&mut *self.discarded.lock());
+        self.doomed.lock().extend(discarded);
+    }
+
     fn before_commit(&self, ino: Ino, epoch: EpochId, full: bool) -> Result<LayerCommit> {
         let Some(layer) = self.pinned_layer(ino, epoch) else { return Ok(LayerCommit::AsIs) };
         layer.in_memtable.store(false, Ordering::Release);
         if layer.barrier && !layer.anchored.load(Ordering::Acquire) {
             if !full {
                 layer.in_memtable.store(true, Ordering::Release);
+                // The disk's row still leads to what this layer replaced.
+                let mut doomed = self.doomed.lock();
+                let kept = doomed.extract_if(.., |(i, file)| *i == ino && file.epoch == epoch);
+                self.discarded.lock().extend(kept);
                 return Ok(LayerCommit::Defer);
             }
             layer.sync(&*self.disk)?;
@@ -450,25 +479,28 @@ impl Source for Core {
             // The map in the row must not promise a chunk that is not on the disk.
             layer.sync(&*self.disk)?;
         }
-        Ok(LayerCommit::Write(layer.row(with_chunks).encode()))
+        let row = layer.row(with_chunks).encode();
+        self.encoded.lock().push(layer);
+        Ok(LayerCommit::Write(row))
     }
 
     fn sync_promised(&self) -> Result<()> {
-        let discarded = std::mem::take(&mut *self.discarded.lock());
-        self.doomed.lock().extend(discarded);
         let promised = std::mem::take(&mut *self.promised.lock());
         promised.iter().try_for_each(|layer| layer.sync(&*self.disk))
     }
 
-    fn after_commit(&self, committed: &[(Ino, EpochId)]) {
+    fn after_commit(&self) {
+        // These very layers: one that has replaced another since then is not on the disk yet.
+        let encoded = std::mem::take(&mut *self.encoded.lock());
         {
             let mut pinned = self.pinned.lock();
-            for key in committed {
-                if let Some(layer) = pinned.get(key) {
-                    layer.row_on_disk.store(true, Ordering::Release);
-                    if !layer.in_memtable.load(Ordering::Acquire) {
-                        pinned.remove(key);
-                    }
+            for layer in &encoded {
+                layer.row_on_disk.store(true, Ordering::Release);
+                let key = (layer.ino, layer.epoch);
+                if !layer.in_memtable.load(Ordering::Acquire)
+                    && pinned.get(&key).is_some_and(|p| Arc::ptr_eq(p, layer))
+                {
+                    pinned.remove(&key);
                 }
             }
         }

@@ -1,14 +1,15 @@
 //! The file `FORMAT`: what says that a directory is a store, and of which version.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
+use super::adopt::journal::replace_file;
 use crate::error::{Error, Result};
 
 /// The version of the on-disk format that this program writes, and the newest it reads.
@@ -54,15 +55,10 @@ pub(crate) fn check(dir: &OwnedFd, store: &Path) -> Result<Format> {
     Ok(Format { version, data_dir: PathBuf::from(std::ffi::OsString::from_vec(data_dir.to_vec())) })
 }
 
-/// Writes `FORMAT`, durably.
+/// Writes `FORMAT` in one step, durably.
 pub(crate) fn write(dir: &OwnedFd, store: &Path, data_dir: &Path) -> Result<()> {
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let io = |source: std::io::Error| Error::Io { op: "write", path: store.join(NAME), source };
-    let fd = openat(dir, NAME, flags, Mode::from_bits_truncate(0o600)).map_err(|e| io(e.into()))?;
-    let mut file = File::from(fd);
     let mut text = format!("{FIRST_LINE}\nformat {VERSION}\ndata_dir ").into_bytes();
     text.extend_from_slice(data_dir.as_os_str().as_bytes());
     text.push(b'\n');
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(io)?;
-    nix::unistd::fsync(dir).map_err(|e| io(e.into()))
+    replace_file(dir.as_fd(), NAME, &text, 0o600).map_err(Error::io("write", store.join(NAME)))
 }

@@ -41,6 +41,8 @@ pub(crate) struct Layer {
     pub row_on_disk: AtomicBool,
     /// A memtable carries the row, and the next commit takes the state as it is then.
     pub in_memtable: AtomicBool,
+    /// Serializes syncs: nobody may take another's that is still under way for done.
+    syncing: Mutex<()>,
     /// A sync failed: what was written may be lost, and no later sync can tell.
     failed: AtomicBool,
     /// When the page cache last wrote here, in nanoseconds since 1970, where the kernel has not said its own time
@@ -142,7 +144,7 @@ impl Layer {
         if !sealed && state.limit > 0 && state.chunks.is_none() {
             state.chunks =
                 Some(scan_chunks(&*layer.file_of(disk, &state)?, size).map_err(|e| layer.io("map", e))?);
-        } else if !sealed && state.limit == 0 && state.chunks.is_none() {
+        } else if state.limit == 0 && state.chunks.is_none() && (!sealed || size == 0) {
             // The file may never have been written: a plain empty one.
             state.created = disk.stat(&file.path(ino)).map_err(|e| layer.io("stat", e))?.is_some();
         }
@@ -161,6 +163,7 @@ impl Layer {
             unsynced: AtomicBool::new(false),
             row_on_disk: AtomicBool::new(false),
             in_memtable: AtomicBool::new(false),
+            syncing: Mutex::new(()),
             failed: AtomicBool::new(false),
             last_write: AtomicI64::new(0),
         }
@@ -221,6 +224,7 @@ impl Layer {
     /// Makes everything written so far durable. After a failure every further call fails: the kernel reports a lost
     /// write once only, and a later success would be a lie.
     pub(crate) fn sync(&self, disk: &dyn Disk) -> Result<()> {
+        let _one = self.syncing.lock();
         if self.failed.load(Ordering::Acquire) {
             return Err(self.io("sync", io::Error::from_raw_os_error(libc::EIO)));
         }
@@ -229,8 +233,11 @@ impl Layer {
             return Ok(());
         }
         self.unsynced.store(false, Ordering::Release);
-        let Some(file) = self.existing(disk)? else {
-            return Ok(());
+        let file = match self.existing(disk)? {
+            Some(file) => file,
+            // It hides older data, and its row waits for it: then an empty file is what it waits for.
+            None if self.barrier => self.data(disk)?,
+            None => return Ok(()),
         };
         let done = file.sync_data().and_then(|()| match anchored {
             true => Ok(()),
@@ -287,7 +294,8 @@ impl Layer {
     }
 }
 
-fn create(disk: &dyn Disk, file: &LayerFile, ino: Ino) -> io::Result<Arc<dyn DiskFile>> {
+/// Makes the file of a new layer, and its directory where there is none.
+pub(crate) fn create(disk: &dyn Disk, file: &LayerFile, ino: Ino) -> io::Result<Arc<dyn DiskFile>> {
     let path = file.path(ino);
     match disk.create(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -2,8 +2,10 @@
 
 mod account;
 mod acl;
+pub(crate) mod adopt;
 mod content;
 mod core;
+mod eject;
 mod file;
 mod fold;
 mod format;
@@ -71,12 +73,10 @@ pub fn create_empty(store: &Path, data_dir: &Path) -> Result<()> {
 /// interrupted; returns at once for one that is complete. `store` is where to keep everything (default: a hidden
 /// directory beside `data_dir`, or inside it when it is a mount point).
 pub fn adopt(data_dir: &Path, store: Option<&Path>, progress: &dyn Progress) -> Result<Located> {
-    let _ = (data_dir, store, progress);
-    unreachable!("not yet")
+    adopt::adopt(data_dir, store, progress)
 }
 
 /// Makes `data_dir` a plain directory again, as its live head is; history is dropped. It must not be mounted.
 pub fn eject(data_dir: &Path, store: Option<&Path>, progress: &dyn Progress) -> Result<PathBuf> {
-    let _ = (data_dir, store, progress);
-    unreachable!("not yet")
+    eject::eject(data_dir, store, progress)
 }

@@ -27,7 +27,7 @@ use super::rows::{InodeRow, Key, KeyKind, LayerFile, LayerRow, Row};
 use super::snapshots::{AbandonedRow, Control, HeadRow, SnapshotRow, epoch_row, json, snapshot_row};
 use super::store::ChunkStore;
 use super::worker::Workers;
-use super::{OpenOptions, Recovery, format};
+use super::{OpenOptions, Recovery, adopt, format};
 use crate::disk::{DatabaseFile, Disk, RealDisk};
 use crate::error::{Error, Result};
 use crate::types::{CHUNK_SIZE, EpochId, FileKind, Height, Ino, Timestamp};
@@ -40,6 +40,9 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<(Arc<ChunkStore
     let dir = open_dir(path)?;
     format::check(&dir, path)?;
     let lock = StoreLock::take(&dir, path)?;
+    if adopt::alive(path)?.is_none() {
+        return Err(Error::NotAStore { path: path.into() });
+    }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(dir));
     let (core, recovery) = open_on(disk, path)?;
     let store = finish(core, Some(lock), options)?;
@@ -343,13 +346,18 @@ fn probe_holes(disk: &dyn Disk) -> std::io::Result<bool> {
     }
 }
 
-/// The rows of a store that has nothing in it but a root directory: what adopting begins with.
-pub(crate) fn initialize(disk: &dyn Disk, root: InodeRow) -> Result<()> {
+/// The directories of a new store, and its database, empty: what adopting begins with.
+pub(crate) fn create_database(disk: &dyn Disk) -> Result<Meta> {
     let io = |path: &str| Error::io("create", path.to_owned());
     disk.create_dir("meta").map_err(io("meta"))?;
     disk.create_dir("layers").map_err(io("layers"))?;
     let file = disk.create(DATABASE).map_err(io(DATABASE))?;
-    let meta = Meta::open(DatabaseFile::new(file).map_err(io(DATABASE))?)?;
+    Meta::open(DatabaseFile::new(file).map_err(io(DATABASE))?)
+}
+
+/// The rows of a store that has nothing in it but a root directory.
+pub(crate) fn initialize(disk: &dyn Disk, root: InodeRow) -> Result<()> {
+    let meta = create_database(disk)?;
     let first = EpochId(1);
     let head = HeadRow { epoch: first, serial: 1 };
     meta.rewrite(|w| {
@@ -361,7 +369,7 @@ pub(crate) fn initialize(disk: &dyn Disk, root: InodeRow) -> Result<()> {
         w.control("clean", Some(b"1"))
     })?;
     meta.close();
-    disk.sync_dir("meta").map_err(io("meta"))
+    disk.sync_dir("meta").map_err(Error::io("sync", "meta"))
 }
 
 /// A root directory's row, made now.

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::core::Core;
 use super::layer::Layer;
 use super::lineage::{EpochRow, Lineage};
-use super::rows::{InodeRow, Key, KeyKind, LayerRow, Row};
+use super::rows::{InodeRow, Key, KeyKind, Row};
 use super::snapshots::{epoch_row, json, snapshot_row};
 use super::space;
 use crate::error::Result;
@@ -162,7 +162,7 @@ impl Core {
         match self.meta.newest(lineage, &Key::layer(ino))? {
             Some((epoch, Some(bytes))) => match self.live_layer(ino, epoch) {
                 Some(layer) => self.visible_through(&layer),
-                None => Ok(LayerRow::decode(&bytes)?.visible),
+                None => Ok(self.row_of_gone(ino, epoch, &bytes)?.visible),
             },
             _ => Ok(0),
         }

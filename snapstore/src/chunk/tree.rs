@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::content::Content;
 use super::core::{Core, Scope, ViewScope};
 use super::lineage::Lineage;
-use super::rows::{DentryRow, InodeRow, Key, KeyKind, LayerRow, Row};
+use super::rows::{DentryRow, InodeRow, Key, KeyKind, Row};
 use crate::backend::{FileRead, Seek, Tree};
 use crate::error::{Error, Result};
 use crate::types::{Attr, DirEntry, FileKind, Ino, NAME_MAX, StatFs, Timestamp};
@@ -95,7 +95,7 @@ impl Lookup<'_> {
                     (size, limit, now)
                 }
                 None => {
-                    let row = LayerRow::decode(bytes)?;
+                    let row = self.core.row_of_gone(ino, epoch, bytes)?;
                     (row.size, row.limit, row.blocks)
                 }
             };

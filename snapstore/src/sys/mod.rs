@@ -1,11 +1,26 @@
 //! System calls that no crate wraps. The only unsafe code of this crate.
 
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+
+mod flags;
+mod stat;
+mod xattr;
+
+pub(crate) use flags::set_immutable;
+pub(crate) use stat::{Stat, stat_at};
+pub(crate) use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 
 /// Starts the write-back of all dirty pages of a file without waiting (`sync_file_range`).
 pub(crate) fn start_writeback(file: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed and so open; the call touches no memory of ours.
     let rc = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A name as the kernel takes it.
+fn c_name(name: &OsStr) -> io::Result<CString> {
+    CString::new(name.as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }

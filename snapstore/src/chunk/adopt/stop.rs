@@ -1,0 +1,44 @@
+//! Where a test can stop an adoption or an eject, as a kill would: nothing that runs after an error runs.
+
+#[cfg(not(test))]
+#[inline]
+pub(crate) fn here() {}
+
+#[cfg(test)]
+pub(crate) use testing::here;
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+    thread_local! {
+        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    struct Stopped;
+
+    /// A moment at which the process may be killed.
+    pub(crate) fn here() {
+        LEFT.with(|left| match left.get() {
+            Some(0) => {
+                left.set(None);
+                resume_unwind(Box::new(Stopped));
+            }
+            Some(n) => left.set(Some(n - 1)),
+            None => {}
+        });
+    }
+
+    /// Runs `work` up to its stop number `n`; `None` when it was stopped there.
+    pub(crate) fn run<T>(n: usize, work: impl FnOnce() -> T) -> Option<T> {
+        LEFT.with(|left| left.set(Some(n)));
+        let done = catch_unwind(AssertUnwindSafe(work));
+        LEFT.with(|left| left.set(None));
+        match done {
+            Ok(done) => Some(done),
+            Err(cause) if cause.is::<Stopped>() => None,
+            Err(cause) => resume_unwind(cause),
+        }
+    }
+}

@@ -11,6 +11,9 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::sys;
 
+/// So much is told of what a program that failed has said.
+const WORDS: usize = 400;
+
 /// Runs a program that must succeed. Gives back what it printed and how long it took.
 pub fn run(command: &mut Command) -> anyhow::Result<(String, Duration)> {
     run_with_input(command, None)
@@ -30,8 +33,8 @@ pub fn run_with_input(command: &mut Command, input: Option<&Path>) -> anyhow::Re
     let status = sys::unmasked(command).status().with_context(|| shown.clone())?;
     let took = started.elapsed();
     if !status.success() {
-        let words = text(&mut stderr)?;
-        bail!("`{shown}` ended with {status}: {}", words.trim());
+        let words: String = text(&mut stderr)?.trim().chars().take(WORDS).collect();
+        bail!("`{shown}` ended with {status}: {words}");
     }
     Ok((text(&mut stdout)?, took))
 }

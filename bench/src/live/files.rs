@@ -1,6 +1,6 @@
 //! Rows about the content of one file.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -122,8 +122,10 @@ impl Row for OneFile {
             }
             Work::Commit => "a database's commit: the writes of a log, each synced".to_owned(),
             Work::WriteThrough => format!("a new file of {size} MiB, with one fdatasync at the end"),
-            Work::Read(_) => format!("a file of {size} MiB from begin to end"),
-            Work::RandomRead(_) => format!("in a file of {size} MiB"),
+            Work::Read(Caches::Warm) => format!("a file of {size} MiB from begin to end, again and again"),
+            Work::Read(Caches::Cold) => format!("a file of {size} MiB from begin to end, once"),
+            Work::RandomRead(Caches::Warm) => format!("in a file of {size} MiB"),
+            Work::RandomRead(Caches::Cold) => format!("a quarter of the pages of a file of {size} MiB"),
         }
     }
 
@@ -195,12 +197,28 @@ impl Row for OneFile {
                 file.sync_data()?;
                 Ok(rate(self.sizes.size, started))
             }
-            Work::Read(_) => {
+            Work::Read(Caches::Warm) => {
+                let (started, mut bytes) = (Instant::now(), 0);
+                while started.elapsed().as_secs_f64() < seconds {
+                    bytes += Self::read_all(dir)?;
+                }
+                Ok(rate(bytes, started))
+            }
+            Work::Read(Caches::Cold) => {
                 let started = Instant::now();
                 Ok(rate(Self::read_all(dir)?, started))
             }
-            Work::RandomRead(_) => {
-                let (file, mut page) = (fs::File::open(path)?, [0; PAGE]);
+            Work::RandomRead(Caches::Cold) => {
+                // Few enough that most pages are met for the first time.
+                let (file, mut page, reads) = (File::open(path)?, [0; PAGE], self.pages().div_ceil(4));
+                let started = Instant::now();
+                for _ in 0..reads {
+                    file.read_exact_at(&mut page, place(&mut rng))?;
+                }
+                Ok(rate(reads, started))
+            }
+            Work::RandomRead(Caches::Warm) => {
+                let (file, mut page) = (File::open(path)?, [0; PAGE]);
                 for_seconds(seconds, || Ok(file.read_exact_at(&mut page, place(&mut rng))?))
             }
         }

@@ -10,7 +10,7 @@ use super::row::{Caches, Row, Sizes, rate};
 /// The rows.
 pub fn rows(sizes: &Sizes) -> Vec<Box<dyn Row>> {
     [Work::Create, Work::Stat(Caches::Warm), Work::Stat(Caches::Cold), Work::List, Work::Rename, Work::Unlink]
-        .map(|work| Box::new(Names { work, files: sizes.files }) as Box<dyn Row>)
+        .map(|work| Box::new(Names { work, files: sizes.files, seconds: sizes.seconds }) as Box<dyn Row>)
         .into()
 }
 
@@ -25,6 +25,7 @@ enum Work {
 struct Names {
     work: Work,
     files: u64,
+    seconds: f64,
 }
 
 impl Names {
@@ -34,6 +35,20 @@ impl Names {
 
     fn make(&self, dir: &Path) -> anyhow::Result<()> {
         (0..self.files).try_for_each(|nth| Ok(File::create(Self::path(dir, nth))?.write_all(&[b'x'; 100])?))
+    }
+
+    fn stat(&self, dir: &Path) -> anyhow::Result<()> {
+        (0..self.files).try_for_each(|nth| Ok(fs::symlink_metadata(Self::path(dir, nth)).map(drop)?))
+    }
+
+    /// Goes through all files again and again: once is too short to be measured. Gives back the files in a second.
+    fn again(&self, all: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+        let (started, mut count) = (Instant::now(), 0);
+        while started.elapsed().as_secs_f64() < self.seconds {
+            all()?;
+            count += self.files;
+        }
+        Ok(rate(count, started))
     }
 }
 
@@ -54,8 +69,9 @@ impl Row for Names {
         let files = self.files;
         match self.work {
             Work::Create => format!("{files} files of 100 bytes, in one directory: create, write, close"),
-            Work::Stat(_) => format!("each of {files} files by its name"),
-            Work::List => format!("a directory of {files} entries; counts the entries"),
+            Work::Stat(Caches::Warm) => format!("each of {files} files by its name, again and again"),
+            Work::Stat(Caches::Cold) => format!("each of {files} files by its name, once"),
+            Work::List => format!("a directory of {files} entries, again and again; counts the entries"),
             Work::Rename => format!("each of {files} files to a new name in the same directory"),
             Work::Unlink => format!("each of {files} files of 100 bytes"),
         }
@@ -80,15 +96,12 @@ impl Row for Names {
         let files = 0..self.files;
         match self.work {
             Work::Create => self.make(dir)?,
-            Work::Stat(_) => {
-                for nth in files {
-                    fs::symlink_metadata(Self::path(dir, nth))?;
-                }
+            Work::Stat(Caches::Warm) => {
+                return self.again(|| self.stat(dir));
             }
+            Work::Stat(Caches::Cold) => self.stat(dir)?,
             Work::List => {
-                for entry in fs::read_dir(dir)? {
-                    entry?;
-                }
+                return self.again(|| Ok(fs::read_dir(dir)?.try_for_each(|entry| entry.map(drop))?));
             }
             Work::Rename => {
                 for nth in files {

@@ -44,7 +44,8 @@ impl Unit {
             Unit::Bytes => scaled(value, 1024.0, &[" B", " KiB", " MiB", " GiB"]),
             Unit::Time if value >= 1.0 => format!("{} s", digits(value)),
             Unit::Time if value >= 0.001 => format!("{} ms", digits(value * 1e3)),
-            Unit::Time => format!("{} µs", digits(value * 1e6)),
+            Unit::Time if value > 0.0 => format!("{} µs", digits(value * 1e6)),
+            Unit::Time => "0 s".to_owned(),
         }
     }
 }
@@ -63,6 +64,7 @@ fn scaled(mut value: f64, step: f64, units: &[&str]) -> String {
 /// Three digits that count.
 fn digits(value: f64) -> String {
     match value.abs() {
+        0.0 => "0".to_owned(),
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
@@ -251,7 +253,7 @@ mod tests {
         assert_eq!(Unit::Rate.show(205_400.0), "205 k/s");
         assert_eq!(Unit::Rate.show(12.34), "12.3/s");
         assert_eq!(Unit::Throughput.show(1.5 * 1024.0 * 1024.0), "1.50 MiB/s");
-        assert_eq!(Unit::Bytes.show(0.0), "0.00 B");
+        assert_eq!(Unit::Bytes.show(0.0), "0 B");
         assert_eq!(Unit::Time.show(2.5), "2.50 s");
         assert_eq!(Unit::Time.show(0.0123), "12.3 ms");
         assert_eq!(Unit::Time.show(0.00004), "40.0 µs");

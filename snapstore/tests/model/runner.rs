@@ -12,7 +12,7 @@ use super::ops::{Op, length, place};
 use super::state::{Outcome, State, code, os};
 
 /// Whether reclaim is there to be tested.
-pub const RECLAIM: bool = false;
+pub const RECLAIM: bool = true;
 
 pub const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 

@@ -167,7 +167,7 @@ impl Mounted {
                 // A height that is gone, or stands for another epoch by now, has nothing left to wait for.
                 match self.backend.find(HeightQuery::Exact(view.view.height)) {
                     Ok(found) if found.epoch == view.view.epoch => {
-                        Ok(self.backend.wait_durable(view.view.height)?)
+                        Ok(self.backend.wait_durable(view.view.epoch)?)
                     }
                     _ => Ok(()),
                 }

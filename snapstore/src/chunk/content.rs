@@ -184,12 +184,11 @@ impl Content {
             }
             // The disk's row says that more is inherited than now is. Should the file grow again and the power go,
             // old bytes would come back: so the disk must know first. (Cutting is rare, growing after it rarer.)
-            if cuts_inherited && top.row_on_disk.load(std::sync::atomic::Ordering::Acquire) {
-                top.sync(&*core.disk)?;
+            if cuts_inherited && top.row_maybe_on_disk.load(std::sync::atomic::Ordering::Acquire) {
+                core.sync_layer(&top)?;
                 core.require_commit(&top);
-                drop(stack);
-                drop(op);
-                return core.commit(false);
+                // Under the file's lock: nothing grows it before the disk knows.
+                core.commit(false)?;
             }
             return Ok(());
         }
@@ -204,7 +203,7 @@ impl Content {
             return Ok(false);
         }
         let same_epoch = top.epoch == op.epoch();
-        if same_epoch && !top.row_on_disk.load(std::sync::atomic::Ordering::Acquire) {
+        if same_epoch && !top.row_maybe_on_disk.load(std::sync::atomic::Ordering::Acquire) {
             return Ok(false);
         }
         let turn = if same_epoch { top.state.read().file.turn + 1 } else { 0 };
@@ -333,7 +332,7 @@ impl Content {
             // No file can tell the marks: an fsync has to commit them.
             core.meta.need(top.epoch, top.ino);
         }
-        if had_data && top.row_on_disk.load(std::sync::atomic::Ordering::Acquire) {
+        if had_data && top.row_maybe_on_disk.load(std::sync::atomic::Ordering::Acquire) {
             // The marks first: a hole without its mark would show what lies below.
             core.require_commit(top);
             core.commit(false)?;
@@ -349,7 +348,7 @@ impl Content {
     pub(crate) fn sync(&self, core: &Core) -> Result<()> {
         let stack: Vec<_> = self.stack.read().clone();
         for layer in stack.iter().filter(|l| !l.state.read().sealed) {
-            layer.sync(&*core.disk)?;
+            core.sync_layer(layer)?;
         }
         let missing = stack.iter().any(|l| !l.row_on_disk.load(std::sync::atomic::Ordering::Acquire));
         if missing {
@@ -386,11 +385,6 @@ impl Content {
             Seek::Hole => next_hole(core, &stack, offset, size)?,
         };
         found.ok_or(Error::NoData)
-    }
-
-    /// The stack, newest layer first.
-    pub(crate) fn layers(&self) -> Vec<Arc<Layer>> {
-        self.stack.read().clone()
     }
 }
 

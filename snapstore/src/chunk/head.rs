@@ -638,10 +638,10 @@ impl ChunkHead {
 
     /// A file takes another's name: its data is to be on the disk before the name is.
     fn promise_content(&self, l: &Lookup<'_>, ino: Ino) -> Result<()> {
-        if let Some((epoch, _)) = self.core.meta.newest(l.lineage, &Key::layer(ino))?
-            && let Some(layer) = self.core.live_layer(ino, epoch)
-            && !layer.state.read().sealed
-        {
+        for layer in self.core.load_stack(l.lineage, ino)? {
+            if layer.state.read().sealed {
+                break;
+            }
             if let Some(file) = layer.existing(&*self.core.disk)? {
                 // Only a head start: the commit waits for the whole of it.
                 let _ = file.start_writeback();

@@ -39,6 +39,8 @@ pub(crate) struct Layer {
     pub unsynced: AtomicBool,
     /// The disk has a row of this layer.
     pub row_on_disk: AtomicBool,
+    /// The disk has one, or a commit under way is writing it.
+    pub row_maybe_on_disk: AtomicBool,
     /// A memtable carries the row, and the next commit takes the state as it is then.
     pub in_memtable: AtomicBool,
     /// Serializes syncs: nobody may take another's that is still under way for done.
@@ -138,6 +140,7 @@ impl Layer {
         let layer = Layer::with_state(ino, epoch, state, false);
         layer.anchored.store(true, Ordering::Relaxed);
         layer.row_on_disk.store(true, Ordering::Relaxed);
+        layer.row_maybe_on_disk.store(true, Ordering::Relaxed);
         // Whoever wrote it may have died before a sync.
         layer.unsynced.store(!sealed, Ordering::Relaxed);
         let mut state = layer.state.write();
@@ -162,6 +165,7 @@ impl Layer {
             anchored: AtomicBool::new(false),
             unsynced: AtomicBool::new(false),
             row_on_disk: AtomicBool::new(false),
+            row_maybe_on_disk: AtomicBool::new(false),
             in_memtable: AtomicBool::new(false),
             syncing: Mutex::new(()),
             failed: AtomicBool::new(false),
@@ -192,7 +196,11 @@ impl Layer {
         if !state.created {
             let file = create(disk, &state.file, self.ino).map_err(|e| self.io("create", e))?;
             if state.size > 0 {
-                file.set_len(state.size).map_err(|e| self.io("extend", e))?;
+                if let Err(e) = file.set_len(state.size) {
+                    // Tried anew from the beginning next time.
+                    let _ = disk.remove(&state.file.path(self.ino));
+                    return Err(self.io("extend", e));
+                }
             }
             *self.file.lock() = Some(file);
             state.created = true;
@@ -253,6 +261,11 @@ impl Layer {
                 Err(self.io("sync", e))
             }
         }
+    }
+
+    /// Takes over that an earlier object of this layer failed to sync.
+    pub(crate) fn mark_failed(&self) {
+        self.failed.store(true, Ordering::Release);
     }
 
     /// Notes that something was written.

@@ -93,7 +93,8 @@ pub(crate) trait Source {
     fn begin_commit(&self);
     /// Encodes a layer's row as it is now, having made durable what it refers to. `None` defers the row to a later
     /// commit (only when not `full`): its data is not on the disk yet, and nobody has asked for it.
-    fn before_commit(&self, ino: Ino, epoch: EpochId, full: bool) -> Result<LayerCommit>;
+    /// `row` is what the memtable has.
+    fn before_commit(&self, ino: Ino, epoch: EpochId, row: &[u8], full: bool) -> Result<LayerCommit>;
     /// Makes durable what must be on the disk before the names that lead to it.
     fn sync_promised(&self) -> Result<()>;
     /// The rows are on the disk.
@@ -108,6 +109,8 @@ pub(crate) enum LayerCommit {
     Defer,
     /// Write what the memtable has.
     AsIs,
+    /// Write nothing.
+    Skip,
 }
 
 /// The metadata of a store.
@@ -123,7 +126,6 @@ pub(crate) struct Meta {
     /// Whether the head's epoch has any change of its own.
     head_touched: AtomicBool,
     failed: Mutex<Option<String>>,
-    commits: AtomicU64,
 }
 
 impl Meta {
@@ -147,7 +149,6 @@ impl Meta {
             committed: AtomicU64::new(0),
             head_touched: AtomicBool::new(false),
             failed: Mutex::new(None),
-            commits: AtomicU64::new(0),
         })
     }
 
@@ -393,11 +394,6 @@ impl Meta {
         }
     }
 
-    /// How many commits there have been since the store was opened.
-    pub(crate) fn commits(&self) -> u64 {
-        self.commits.load(Ordering::Relaxed)
-    }
-
     fn commit_now(&self, source: &dyn Source, full: bool) -> Result<()> {
         source.begin_commit();
         let (closed, upto) = self.close_tables();
@@ -417,8 +413,8 @@ impl Meta {
                 for (key, value) in &table.rows {
                     let encoded;
                     let mut bytes = value.as_deref();
-                    if let (KeyKind::Layer(ino), Some(_)) = (key.kind(), bytes) {
-                        match source.before_commit(ino, table.epoch, full)? {
+                    if let (KeyKind::Layer(ino), Some(row)) = (key.kind(), bytes) {
+                        match source.before_commit(ino, table.epoch, row, full)? {
                             LayerCommit::Write(row) => {
                                 encoded = row;
                                 bytes = Some(&encoded);
@@ -428,6 +424,7 @@ impl Meta {
                                 continue;
                             }
                             LayerCommit::AsIs => {}
+                            LayerCommit::Skip => continue,
                         }
                     }
                     write_row(&mut rows, &mut touched, key, table.epoch, bytes)?;
@@ -441,7 +438,6 @@ impl Meta {
             }
         }
         txn.commit().map_err(database)?;
-        self.commits.fetch_add(1, Ordering::Relaxed);
         self.drop_closed(deferred)?;
         self.committed.fetch_max(upto, Ordering::AcqRel);
         source.after_commit();

@@ -46,7 +46,12 @@ impl Runner {
             }
             Op::WaitDurable { which } => {
                 let Some(epoch) = self.snap_on_path(which) else { return false };
-                self.store.wait_durable(Height(self.snaps[&epoch].height)).expect("wait_durable");
+                self.store
+                    .wait_durable({
+                        let h = Height(self.snaps[&epoch].height);
+                        self.store.find(HeightQuery::Exact(h)).expect("found").epoch
+                    })
+                    .expect("wait_durable");
                 let upto = self.path.iter().position(|&e| e == epoch).expect("on the path");
                 for e in &self.path[..=upto] {
                     self.snaps.get_mut(e).expect("known").durable = true;

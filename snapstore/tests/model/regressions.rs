@@ -35,7 +35,7 @@ fn with_history() -> (Place, std::sync::Arc<dyn Backend>, std::sync::Arc<dyn Hea
     let ino = make(&*head, "f");
     write(&*head, ino, 0, 1, 3 * K4);
     snap(&*store, 1);
-    store.wait_durable(Height(1)).expect("durable");
+    store.wait_durable(store.find(HeightQuery::Exact(Height(1))).unwrap().epoch).expect("durable");
     (place, store, head, ino)
 }
 
@@ -67,7 +67,7 @@ fn regression_durable_snapshot_of_a_file_that_was_emptied() {
     let (place, store, head, ino) = with_history();
     truncate(&*head, ino, 0);
     snap(&*store, 2);
-    store.wait_durable(Height(2)).expect("durable");
+    store.wait_durable(store.find(HeightQuery::Exact(Height(2))).unwrap().epoch).expect("durable");
     let image = place.crash_image();
     let (store, _) = image.open(false);
     let view = store.view(HeightQuery::Exact(Height(2))).expect("view");
@@ -85,7 +85,7 @@ fn regression_a_replaced_layer_file_stays_while_a_row_leads_to_it() {
     let ino = make(&*head, "f");
     write(&*head, ino, 0, 1, 3 * K4);
     snap(&*store, 1);
-    store.wait_durable(Height(1)).expect("durable");
+    store.wait_durable(store.find(HeightQuery::Exact(Height(1))).unwrap().epoch).expect("durable");
     write(&*head, ino, 0, 2, K4);
     sync(&*head, ino);
     truncate(&*head, ino, 0);

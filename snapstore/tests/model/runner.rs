@@ -12,7 +12,7 @@ use super::ops::{Op, length, place};
 use super::state::{Outcome, State, code, os};
 
 /// Whether reclaim is there to be tested.
-pub const RECLAIM: bool = false;
+pub const RECLAIM: bool = true;
 
 pub const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -475,7 +475,7 @@ impl Runner {
                 self.model.check_attr(&attr.expect("truncate"));
             }
             Op::Punch { at: spot, len, .. } => {
-                let len = if len > 60_000 { most - at(spot) } else { length(len) };
+                let len = if len > 60_000 { most } else { length(len) }.min(most - at(spot));
                 file.allocate(Allocate::PunchHole, at(spot), len).expect("punch");
                 self.model.edit(ino).content.zero(at(spot), at(spot) + len);
             }

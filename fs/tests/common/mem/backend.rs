@@ -80,7 +80,7 @@ impl Backend for Mem {
         Ok(info)
     }
 
-    fn wait_durable(&self, _height: Height) -> Result<()> {
+    fn wait_durable(&self, _epoch: EpochId) -> Result<()> {
         Ok(())
     }
 

@@ -36,14 +36,14 @@ pub(crate) mod journal;
 mod layers;
 pub(crate) mod marker;
 pub(crate) mod place;
+#[cfg(test)]
+pub(crate) mod sample;
 mod scan;
 pub(crate) mod stop;
 pub(crate) mod strays;
 pub(crate) mod take;
 #[cfg(test)]
-pub(crate) mod sample;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod walk;
 
 use journal::{Journal, Way};
@@ -232,7 +232,8 @@ fn entries_begun(place: &Place, store: &OwnedFd) -> Result<bool> {
     if !matches!(journal::read(store.as_fd())?, Some(Journal::AdoptPlanned(Way::Entries))) {
         return Ok(false);
     }
-    let marked = marker::read(place.data.as_fd()).map_err(Error::io("read the marker in", &place.data_dir))?;
+    let marked =
+        marker::read(place.data.as_fd()).map_err(Error::io("read the marker in", &place.data_dir))?;
     let begun = exists(store.as_fd(), take::TREE).map_err(Error::io("stat", &place.store))?;
     match marked {
         Some(named) if named == place.store => Ok(true),
@@ -256,7 +257,8 @@ fn discard(store: &OwnedFd, path: &Path, whole: bool) -> Result<()> {
     cleared().map_err(Error::io("clear", path))?;
     journal::clear(store.as_fd())?;
     if whole {
-        unlinkat(store, "lock", UnlinkatFlags::NoRemoveDir).map_err(|e| Error::io("clear", path)(e.into()))?;
+        unlinkat(store, "lock", UnlinkatFlags::NoRemoveDir)
+            .map_err(|e| Error::io("clear", path)(e.into()))?;
         std::fs::remove_dir(path).map_err(Error::io("remove", path))?;
         sync_above(path)?;
     }

@@ -97,11 +97,7 @@ pub(crate) fn exchange(place: &Place, store: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Completes an exchange that has happened, or its first half.
-pub(crate) fn after_exchange(
-    parent: BorrowedFd<'_>,
-    name: &OsStr,
-    store: BorrowedFd<'_>,
-) -> io::Result<()> {
+pub(crate) fn after_exchange(parent: BorrowedFd<'_>, name: &OsStr, store: BorrowedFd<'_>) -> io::Result<()> {
     stop::here();
     if exists(store, TREE)? {
         if exists(store, MARKER)? && !exists(parent, name)? {

@@ -97,11 +97,8 @@ fn everything_is_there_and_is_found_again() {
     let info = store.snapshot(Height(1), &SnapshotOptions::default()).unwrap();
     store.settle().unwrap();
     let info = store.find(crate::backend::HeightQuery::Exact(info.height)).unwrap();
-    let data: usize = before
-        .iter()
-        .filter(|(path, node)| node.same_as == **path)
-        .map(|(_, node)| node.content.len())
-        .sum();
+    let data: usize =
+        before.iter().filter(|(path, node)| node.same_as == **path).map(|(_, node)| node.content.len()).sum();
     assert_eq!(info.referenced_bytes, data as u64 * 4096);
     store.close().unwrap();
 }

@@ -154,10 +154,7 @@ pub(crate) fn exists(at: BorrowedFd<'_>, name: impl AsRef<OsStr>) -> io::Result<
 }
 
 /// Renames, replacing nothing.
-pub(crate) fn rename_new(
-    from: (BorrowedFd<'_>, &OsStr),
-    to: (BorrowedFd<'_>, &OsStr),
-) -> io::Result<()> {
+pub(crate) fn rename_new(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
     use nix::fcntl::{RenameFlags, renameat, renameat2};
     match renameat2(from.0, from.1, to.0, to.1, RenameFlags::RENAME_NOREPLACE) {
         // The file system does not know the flag; nobody else is about here.

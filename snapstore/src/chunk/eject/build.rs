@@ -95,20 +95,14 @@ impl Build<'_> {
     }
 
     fn frame(&self, ino: Ino) -> Result<Frame> {
-        Ok(Frame {
-            ino,
-            row: self.lookup.inode(ino)?,
-            entries: self.lookup.read_dir(ino)?.into_iter(),
-        })
+        Ok(Frame { ino, row: self.lookup.inode(ino)?, entries: self.lookup.read_dir(ino)?.into_iter() })
     }
 
     /// Makes anything but a directory.
     fn entry(&self, cursor: &Cursor, name: &OsStr, entry: &DirEntry) -> Result<()> {
         let row = self.lookup.inode(entry.ino)?;
         if row.kind == FileKind::Regular && self.link_layer(cursor, name, entry.ino)? {
-            return self
-                .attributes(cursor.dir(), name, entry.ino, &row)
-                .map_err(at(cursor, name));
+            return self.attributes(cursor.dir(), name, entry.ino, &row).map_err(at(cursor, name));
         }
         if row.nlink < 2 {
             return self.make(cursor.dir(), name, entry.ino, &row).map_err(within(cursor, name));
@@ -254,10 +248,7 @@ impl Build<'_> {
 }
 
 /// Gives `to` the extended attributes of `from`.
-pub(super) fn follow_xattrs(
-    from: (BorrowedFd<'_>, &OsStr),
-    to: (BorrowedFd<'_>, &OsStr),
-) -> io::Result<()> {
+pub(super) fn follow_xattrs(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
     let mut wanted = Vec::new();
     for key in list_xattr(from.0, from.1)? {
         if let Some(value) = get_xattr(from.0, from.1, &key)? {

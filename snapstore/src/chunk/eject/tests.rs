@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::eject;
-use crate::backend::{Backend, Head, HeightQuery, NewInode, SetAttr, SnapshotOptions, WriteOrigin, XattrMode};
+use crate::backend::{
+    Backend, Head, HeightQuery, NewInode, SetAttr, SnapshotOptions, WriteOrigin, XattrMode,
+};
 use crate::chunk::adopt::sample::{Tree_, assert_same, names, noise, read_dir};
 use crate::chunk::adopt::tests::{Yard, live, opened};
 use crate::chunk::adopt::{HIDDEN, adopt, stop};
@@ -26,7 +28,7 @@ fn create(head: &dyn Head, name: &str, kind: FileKind) -> Ino {
 fn snapshot(store: &dyn Backend, height: u64) {
     let options = SnapshotOptions { hold: height == 2, ..SnapshotOptions::default() };
     store.snapshot(Height(height), &options).unwrap();
-    store.wait_durable(Height(height)).unwrap();
+    store.wait_durable(store.find(HeightQuery::Exact(Height(height))).unwrap().epoch).unwrap();
 }
 
 /// Snapshots, changes of every kind between them, and a rollback.

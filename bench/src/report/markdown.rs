@@ -40,6 +40,9 @@ fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|&text| text.to_owned()).collect()
 }
 
+/// Two cases whose ratio gets a column of its own.
+const BESIDE: [&str; 2] = ["tmfs", "mirror"];
+
 /// One line for each row, one column for each case.
 fn compared(report: &Report) -> String {
     let mut cases: Vec<&str> = Vec::new();
@@ -50,6 +53,11 @@ fn compared(report: &Report) -> String {
     }
     let mut head = strings(&["row"]);
     head.extend(cases.iter().map(|&case| case.to_owned()));
+    // What FUSE costs is in both of these: what is left is what tmfs costs.
+    let ours = BESIDE.iter().all(|case| cases.contains(case));
+    if ours {
+        head.push(BESIDE.join(" : "));
+    }
     let mut rows = Vec::new();
     let mut daemons = Vec::new();
     for name in report.rows() {
@@ -58,6 +66,14 @@ fn compared(report: &Report) -> String {
             let series = report.of(name).find(|series| series.case == *case);
             row.push(series.map_or_else(String::new, |series| cell(report, series)));
             daemons.extend(series.and_then(daemon));
+        }
+        if ours {
+            let median = |case: &str| {
+                let series = report.of(name).find(|series| series.case == case)?;
+                Summary::of(&series.values).map(|summary| summary.median)
+            };
+            let ratio = median(BESIDE[0]).zip(median(BESIDE[1])).filter(|(_, base)| *base > 0.0);
+            row.push(ratio.map_or_else(String::new, |(ours, base)| format!("{:.2}", ours / base)));
         }
         rows.push(row);
     }
@@ -77,7 +93,10 @@ fn compared(report: &Report) -> String {
 fn cell(report: &Report, series: &Series) -> String {
     let Some(summary) = Summary::of(&series.values) else { return failed(series) };
     let show = |value| series.unit.show(value);
-    let mut text = format!("{} ({} – {})", show(summary.median), show(summary.min), show(summary.max));
+    let mut text = show(summary.median);
+    if summary.count > 1 {
+        let _ = write!(text, " ({} – {})", show(summary.min), show(summary.max));
+    }
     if let Some(ratio) = report.ratio(series) {
         let _ = write!(text, " **{ratio:.2}**");
     }

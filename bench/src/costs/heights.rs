@@ -26,7 +26,7 @@ pub fn measure(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     take(bench, &tmfs, heights)?;
     let case = format!("{heights} heights");
     lists(bench, &tmfs, &case, heights)?;
-    life::remount(bench, &tmfs, &case)?;
+    life::remount(bench, &tmfs, "heights", &case)?;
     lists(bench, &tmfs, &format!("{case}, remounted"), heights)
 }
 
@@ -34,7 +34,7 @@ pub fn measure(bench: &mut Bench<'_>) -> anyhow::Result<()> {
 fn few(bench: &mut Bench<'_>, tmfs: &Tmfs) -> anyhow::Result<()> {
     tmfs.client()?.snapshot_with(Height(0), SnapshotOptions::default(), true)?;
     lists(bench, tmfs, "1 height", 1)?;
-    life::remount(bench, tmfs, "1 height")
+    life::remount(bench, tmfs, "heights", "1 height")
 }
 
 fn take(bench: &mut Bench<'_>, tmfs: &Tmfs, heights: u64) -> anyhow::Result<()> {

@@ -31,7 +31,7 @@ pub fn measure(bench: &mut Bench<'_>, shape: Shape) -> anyhow::Result<()> {
         bench.try_to("rollbacks", "rollback", &case, |bench| rollback::measure(bench, &tmfs, &case));
     }
     if bench.args.wants(Part::Life) {
-        bench.try_to("remounts", "remount", &case, |bench| remount(bench, &tmfs, &case));
+        bench.try_to("remounts", "remount", &case, |bench| remount(bench, &tmfs, "shape", &case));
     }
     Ok(())
 }
@@ -98,15 +98,17 @@ pub fn memory(bench: &mut Bench<'_>, tmfs: &Tmfs, case: &str, row: &str, what: &
     Ok(())
 }
 
-/// Unmounts and mounts again, some times.
-pub fn remount(bench: &mut Bench<'_>, tmfs: &Tmfs, case: &str) -> anyhow::Result<()> {
+/// Unmounts and mounts again, some times. What the cases differ in is part of the rows' names.
+pub fn remount(bench: &mut Bench<'_>, tmfs: &Tmfs, by: &str, case: &str) -> anyhow::Result<()> {
+    let [unmount, remount, memory_then] =
+        ["unmount", "remount", "memory, remounted"].map(|row| format!("{row}, by {by}"));
     for _ in 0..bench.args.common.runs {
         let took = tmfs.unmount()?.as_secs_f64();
-        bench.add("unmount", "`tmfs unmount`, with everything durable", Unit::Time, case, took);
+        bench.add(&unmount, "`tmfs unmount`, with everything durable", Unit::Time, case, took);
         bench.before_mount()?;
         let took = tmfs.mount()?.as_secs_f64();
-        bench.add("remount", "`tmfs mount` of an adopted data dir", Unit::Time, case, took);
-        memory(bench, tmfs, case, "memory, remounted", "resident memory of the daemon after a remount")?;
+        bench.add(&remount, "`tmfs mount` of an adopted data dir", Unit::Time, case, took);
+        memory(bench, tmfs, case, &memory_then, "resident memory of the daemon after a remount")?;
     }
     Ok(())
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use common::{Mount, errno};
 use nix::fcntl::{FallocateFlags, RenameFlags, fallocate, renameat2};
-use nix::unistd::Whence;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::unistd::Whence;
 use tmfs_fs::Cache;
 
 #[test]
@@ -46,7 +46,10 @@ fn rename_flags() {
     let rename = |from: &str, to: &str, flags| renameat2(&dir, from, &dir, to, flags);
     assert_eq!(rename("a", "b", RenameFlags::RENAME_NOREPLACE).unwrap_err() as i32, libc::EEXIST);
     rename("a", "b", RenameFlags::RENAME_EXCHANGE).unwrap();
-    assert_eq!((fs::read(m.path("a")).unwrap(), fs::read(m.path("b")).unwrap()), (b"b".to_vec(), b"a".to_vec()));
+    assert_eq!(
+        (fs::read(m.path("a")).unwrap(), fs::read(m.path("b")).unwrap()),
+        (b"b".to_vec(), b"a".to_vec())
+    );
 }
 
 #[test]
@@ -199,7 +202,8 @@ fn extended_attributes_and_acls() {
     assert!(listed.contains("user.color=\"blue\""), "{listed}");
     run("setfattr", &["-x", "user.color", f.to_str().unwrap()]);
     assert_eq!(run("getfattr", &["-d", "--absolute-names", f.to_str().unwrap()]), "");
-    let control = ["-n", Mount::control_xattr(), "--only-values", "--absolute-names", m.root.to_str().unwrap()];
+    let control =
+        ["-n", Mount::control_xattr(), "--only-values", "--absolute-names", m.root.to_str().unwrap()];
     assert_eq!(run("getfattr", &control), "the/control.sock");
     run("setfacl", &["-m", "u:1234:rw", f.to_str().unwrap()]);
     let acl = run("getfacl", &["-n", "--absolute-names", f.to_str().unwrap()]);

@@ -206,7 +206,10 @@ fn a_process_that_writes_is_named() {
     shell.ask("true");
     let refused = m.rollback(1, false).unwrap_err();
     let name = m.path("f").display().to_string();
-    assert!(refused.message.contains(&name) && refused.message.contains(&shell.child.id().to_string()), "{refused}");
+    assert!(
+        refused.message.contains(&name) && refused.message.contains(&shell.child.id().to_string()),
+        "{refused}"
+    );
 }
 
 #[test]

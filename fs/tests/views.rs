@@ -154,7 +154,8 @@ fn a_snapshot_has_what_was_written_and_mapped_before_it() {
     map.write(5000, b"AFTER THE CUT..");
     open.write_all(b"after").unwrap();
     let mut text = [0; 15];
-    std::os::unix::fs::FileExt::read_exact_at(&File::open(m.at(1, "mapped")).unwrap(), &mut text, 5000).unwrap();
+    std::os::unix::fs::FileExt::read_exact_at(&File::open(m.at(1, "mapped")).unwrap(), &mut text, 5000)
+        .unwrap();
     assert_eq!(&text, b"through the map");
     let frozen = fs::metadata(m.at(1, "open")).unwrap();
     assert_eq!(frozen.len(), 100_000);
@@ -174,14 +175,16 @@ fn snapshots_under_an_endless_writer() {
         for n in 0..3 {
             let (m, stop) = (&m, &stop);
             scope.spawn(move || {
-                let file = OpenOptions::new().read(true).write(true).create_new(true).open(m.path(format!("w{n}")));
+                let file =
+                    OpenOptions::new().read(true).write(true).create_new(true).open(m.path(format!("w{n}")));
                 let file = file.unwrap();
                 file.set_len(1 << 20).unwrap();
                 let map = common::map::Map::new(&file, 1 << 20);
                 let mut i = 0usize;
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                     map.write(i * 4096 % (1 << 20), b"xx");
-                    std::os::unix::fs::FileExt::write_all_at(&file, b"yy", (i * 512 % (1 << 20)) as u64).unwrap();
+                    std::os::unix::fs::FileExt::write_all_at(&file, b"yy", (i * 512 % (1 << 20)) as u64)
+                        .unwrap();
                     i += 1;
                 }
             });

@@ -99,7 +99,9 @@ fn is_used(data_dir: &Path, store: &Path) -> bool {
 /// Whether there is nothing in a directory but what tmfs keeps there.
 fn holds_nothing(dir: &OwnedFd, data_dir: &Path) -> Result<bool> {
     let names = walk::names_in(dir.as_fd()).map_err(Error::io("list", data_dir))?;
-    Ok(names.iter().all(|name| name == crate::chunk::adopt::HIDDEN || name == crate::chunk::adopt::LOST_AND_FOUND))
+    Ok(names
+        .iter()
+        .all(|name| name == crate::chunk::adopt::HIDDEN || name == crate::chunk::adopt::LOST_AND_FOUND))
 }
 
 /// Lets an ordinary user mount over a marked data dir, which nobody may write: `fusermount3` wants to see that he may.

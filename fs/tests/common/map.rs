@@ -26,7 +26,9 @@ impl Map {
     pub fn write(&self, at: usize, data: &[u8]) {
         assert!(at + data.len() <= self.len);
         // SAFETY: within the mapping, which lives as long as `self`; nobody in this process holds a reference to it.
-        unsafe { self.start.cast::<u8>().add(at).copy_from_nonoverlapping(NonNull::from(&data[0]), data.len()) }
+        unsafe {
+            self.start.cast::<u8>().add(at).copy_from_nonoverlapping(NonNull::from(&data[0]), data.len())
+        }
     }
 }
 

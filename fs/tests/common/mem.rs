@@ -123,7 +123,8 @@ impl Inode {
     }
 
     fn zero(&mut self, from: u64, to: u64) {
-        let pages: Vec<u64> = self.pages.range(from / PAGE..).map(|(n, _)| *n).take_while(|n| n * PAGE < to).collect();
+        let pages: Vec<u64> =
+            self.pages.range(from / PAGE..).map(|(n, _)| *n).take_while(|n| n * PAGE < to).collect();
         for n in pages {
             if n * PAGE >= from && (n + 1) * PAGE <= to {
                 self.pages.remove(&n);

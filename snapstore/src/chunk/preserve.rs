@@ -70,7 +70,10 @@ pub(crate) fn carry(
         carry.path(path, names)?;
     }
     carry.files.sync()?;
-    Ok(Carried { rows: carry.target.rows.into_iter().collect(), changed: carry.carried.into_iter().collect() })
+    Ok(Carried {
+        rows: carry.target.rows.into_iter().collect(),
+        changed: carry.carried.into_iter().collect(),
+    })
 }
 
 /// The names that a path consists of.
@@ -355,3 +358,6 @@ impl Carry<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

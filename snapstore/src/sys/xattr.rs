@@ -70,8 +70,7 @@ pub(crate) fn get_xattr(dir: BorrowedFd<'_>, name: &OsStr, key: &OsStr) -> io::R
 pub(crate) fn set_xattr(dir: BorrowedFd<'_>, name: &OsStr, key: &OsStr, value: &[u8]) -> io::Result<()> {
     let (path, key) = (path(dir, name)?, c_name(key)?);
     // SAFETY: both names are NUL-terminated, and `value.len()` bytes are read from `value`.
-    let rc =
-        unsafe { libc::lsetxattr(path.as_ptr(), key.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    let rc = unsafe { libc::lsetxattr(path.as_ptr(), key.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -171,7 +171,8 @@ impl Place {
 }
 
 /// Why a mount point within a data dir is in the way.
-pub(crate) const NESTED: &str = "a file system is mounted within the data dir; unmount it first, or move it elsewhere";
+pub(crate) const NESTED: &str =
+    "a file system is mounted within the data dir; unmount it first, or move it elsewhere";
 
 fn can_write(dir: &OwnedFd) -> bool {
     let wanted = AccessFlags::W_OK | AccessFlags::X_OK;
@@ -239,7 +240,8 @@ mod tests {
 
     #[test]
     fn lines_of_mountinfo() {
-        let mount = mount_of(b"36 35 98:0 / /mnt/a\\040b\\134c rw,noatime master:1 - fuse.x tmfs rw").unwrap();
+        let mount =
+            mount_of(b"36 35 98:0 / /mnt/a\\040b\\134c rw,noatime master:1 - fuse.x tmfs rw").unwrap();
         assert_eq!(mount.point, Path::new("/mnt/a b\\c"));
         assert_eq!(mount.source, "tmfs");
         assert!(mount_of(b"").is_none());

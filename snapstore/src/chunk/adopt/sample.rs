@@ -105,8 +105,13 @@ pub(crate) fn fill(dir: &Path) {
         set_xattr(fd.as_fd(), name.as_ref(), key.as_ref(), &acl).unwrap();
     }
     if root() {
-        mknod(&dir.join("device"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), libc::makedev(300, 70_000))
-            .unwrap();
+        mknod(
+            &dir.join("device"),
+            SFlag::S_IFCHR,
+            Mode::from_bits_truncate(0o600),
+            libc::makedev(300, 70_000),
+        )
+        .unwrap();
         std::os::unix::fs::chown(dir.join("large"), Some(1234), Some(5678)).unwrap();
         std::os::unix::fs::lchown(dir.join("sub/dangling"), Some(4), Some(5)).unwrap();
         std::os::unix::fs::chown(dir.join("empty dir"), Some(1234), Some(5678)).unwrap();
@@ -116,7 +121,7 @@ pub(crate) fn fill(dir: &Path) {
     mode(&dir.join("sub/deeper"), 0o3750);
     mode(&dir.join("empty dir"), 0o500);
     fs::write(dir.join("unreadable"), b"secret").unwrap();
-    mode(&dir.join("unreadable"), 0o000);
+    mode(&dir.join("unreadable"), if root() { 0o000 } else { 0o400 });
     for (name, secs) in [
         ("small", -1),
         ("large", 1),
@@ -181,13 +186,17 @@ pub(crate) fn read_dir(dir: &Path) -> Tree_ {
                 }))
                 .join(name);
                 let file = File::options().read(true).custom_flags(libc::O_NOATIME).open(path).unwrap();
-                node.content = chunks(stat.size, |at, what| {
-                    let whence = match what {
-                        Seek::Data => nix::unistd::Whence::SeekData,
-                        Seek::Hole => nix::unistd::Whence::SeekHole,
-                    };
-                    nix::unistd::lseek64(&file, at as i64, whence).ok().map(|n| n as u64)
-                }, |buf, at| file.read_at(buf, at).unwrap());
+                node.content = chunks(
+                    stat.size,
+                    |at, what| {
+                        let whence = match what {
+                            Seek::Data => nix::unistd::Whence::SeekData,
+                            Seek::Hole => nix::unistd::Whence::SeekHole,
+                        };
+                        nix::unistd::lseek64(&file, at as i64, whence).ok().map(|n| n as u64)
+                    },
+                    |buf, at| file.read_at(buf, at).unwrap(),
+                );
             }
             _ => {}
         }

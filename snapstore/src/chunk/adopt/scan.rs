@@ -230,14 +230,7 @@ impl Scan<'_> {
     }
 
     /// The rows of anything else.
-    fn file(
-        &mut self,
-        cursor: &Cursor,
-        name: &OsStr,
-        ino: Ino,
-        kind: FileKind,
-        stat: &Stat,
-    ) -> Result<()> {
+    fn file(&mut self, cursor: &Cursor, name: &OsStr, ino: Ino, kind: FileKind, stat: &Stat) -> Result<()> {
         let mut row = inode_row(stat, kind);
         if kind == FileKind::Symlink {
             let target = readlinkat(cursor.dir(), name)

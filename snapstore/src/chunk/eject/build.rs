@@ -13,13 +13,12 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 use roaring::RoaringBitmap;
 
-use super::give::set_times;
 use super::{FILES, TREE};
 use crate::backend::Seek;
 use crate::chunk::adopt::journal::RootAttrs;
 use crate::chunk::adopt::stop;
 use crate::chunk::adopt::take::is_root;
-use crate::chunk::adopt::walk::{Cursor, exists};
+use crate::chunk::adopt::walk::{Cursor, exists, set_times};
 use crate::chunk::core::{Core, Scope};
 use crate::chunk::rows::InodeRow;
 use crate::chunk::tree::Lookup;
@@ -95,20 +94,14 @@ impl Build<'_> {
     }
 
     fn frame(&self, ino: Ino) -> Result<Frame> {
-        Ok(Frame {
-            ino,
-            row: self.lookup.inode(ino)?,
-            entries: self.lookup.read_dir(ino)?.into_iter(),
-        })
+        Ok(Frame { ino, row: self.lookup.inode(ino)?, entries: self.lookup.read_dir(ino)?.into_iter() })
     }
 
     /// Makes anything but a directory.
     fn entry(&self, cursor: &Cursor, name: &OsStr, entry: &DirEntry) -> Result<()> {
         let row = self.lookup.inode(entry.ino)?;
         if row.kind == FileKind::Regular && self.link_layer(cursor, name, entry.ino)? {
-            return self
-                .attributes(cursor.dir(), name, entry.ino, &row)
-                .map_err(at(cursor, name));
+            return self.attributes(cursor.dir(), name, entry.ino, &row).map_err(at(cursor, name));
         }
         if row.nlink < 2 {
             return self.make(cursor.dir(), name, entry.ino, &row).map_err(within(cursor, name));
@@ -254,10 +247,7 @@ impl Build<'_> {
 }
 
 /// Gives `to` the extended attributes of `from`.
-pub(super) fn follow_xattrs(
-    from: (BorrowedFd<'_>, &OsStr),
-    to: (BorrowedFd<'_>, &OsStr),
-) -> io::Result<()> {
+pub(super) fn follow_xattrs(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
     let mut wanted = Vec::new();
     for key in list_xattr(from.0, from.1)? {
         if let Some(value) = get_xattr(from.0, from.1, &key)? {

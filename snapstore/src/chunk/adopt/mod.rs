@@ -307,7 +307,7 @@ pub(crate) fn put_back(data_dir: &Path, store: Option<&Path>) -> Result<()> {
         let _lock = StoreLock::take(&dir, &store)?;
         walk::rename_new((dir.as_fd(), OsStr::new(from)), (above.as_fd(), name))
             .map_err(Error::io("put back", &path))?;
-        sync_above(&path)?;
+        return sync_above(&path);
     }
     Ok(())
 }

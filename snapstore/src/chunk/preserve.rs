@@ -358,3 +358,6 @@ impl Carry<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -115,13 +115,14 @@ fn begin(place: &Place, progress: &dyn Progress) -> Result<()> {
     }
     fchmodat(&store, ".", Mode::from_bits_truncate(0o700), FchmodatFlags::FollowSymlink)
         .map_err(|e| io("chmod")(e.into()))?;
+    keep_times(place);
     sync_above(&place.store)?;
     journal::write(store.as_fd(), &Journal::AdoptPlanning)?;
     stop::here();
     let taken = plan(place, &store, progress).and_then(|()| take(place, &store));
     if let Err(e) = taken {
         if !take::is_taken(store.as_fd()).unwrap_or(true) && !entries_begun(place, &store)? {
-            discard(&store, &place.store, made)?;
+            discard(place, &store, made)?;
         }
         return Err(e);
     }
@@ -206,17 +207,17 @@ fn go_on(place: &Place, progress: &dyn Progress) -> Result<()> {
     let stat = |e| Error::io("stat", &place.store)(e);
     match journal::read(store.as_fd())? {
         None => Ok(()),
-        Some(Journal::AdoptPlanning) => discard(&store, &place.store, true),
+        Some(Journal::AdoptPlanning) => discard(place, &store, true),
         Some(Journal::AdoptPlanned(Way::Swap)) => match take::is_taken(store.as_fd()).map_err(stat)? {
             true => settle(place, &store, progress),
-            false => discard(&store, &place.store, true),
+            false => discard(place, &store, true),
         },
         Some(Journal::AdoptPlanned(Way::Entries)) => match entries_begun(place, &store)? {
             true => {
                 take::mark_entries(place).map_err(Error::io("write the marker in", &place.data_dir))?;
                 settle(place, &store, progress)
             }
-            false => discard(&store, &place.store, true),
+            false => discard(place, &store, true),
         },
         Some(Journal::AdoptTaken(_)) => settle(place, &store, progress),
         Some(Journal::EjectBuilding) => {
@@ -246,7 +247,8 @@ fn entries_begun(place: &Place, store: &OwnedFd) -> Result<bool> {
 }
 
 /// Throws a plan away: nothing of the data dir is in the store. The store's directory goes too, if `whole`.
-fn discard(store: &OwnedFd, path: &Path, whole: bool) -> Result<()> {
+fn discard(place: &Place, store: &OwnedFd, whole: bool) -> Result<()> {
+    let path = &place.store;
     let cleared = || -> std::io::Result<()> {
         assert!(!exists(store.as_fd(), take::TREE)?, "a store with data in it is never thrown away");
         for name in ["marker", "meta", "layers", "probe", "FORMAT.new", "UNFINISHED.new"] {
@@ -260,9 +262,20 @@ fn discard(store: &OwnedFd, path: &Path, whole: bool) -> Result<()> {
         unlinkat(store, "lock", UnlinkatFlags::NoRemoveDir)
             .map_err(|e| Error::io("clear", path)(e.into()))?;
         std::fs::remove_dir(path).map_err(Error::io("remove", path))?;
+        keep_times(place);
         sync_above(path)?;
     }
     Ok(())
+}
+
+/// That a store was made, or removed, inside the data dir is not to show in the data dir's times.
+fn keep_times(place: &Place) {
+    if place.store.parent() == Some(&place.data_dir) {
+        let times = (place.stat.atime, place.stat.mtime);
+        if let Err(e) = walk::set_times(place.data.as_fd(), OsStr::new("."), times) {
+            tracing::debug!("{}: its times are not kept: {e}", place.data_dir.display());
+        }
+    }
 }
 
 fn sync_above(path: &Path) -> Result<()> {
@@ -294,7 +307,7 @@ pub(crate) fn put_back(data_dir: &Path, store: Option<&Path>) -> Result<()> {
         let _lock = StoreLock::take(&dir, &store)?;
         walk::rename_new((dir.as_fd(), OsStr::new(from)), (above.as_fd(), name))
             .map_err(Error::io("put back", &path))?;
-        sync_above(&path)?;
+        return sync_above(&path);
     }
     Ok(())
 }

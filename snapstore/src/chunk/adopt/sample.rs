@@ -121,7 +121,7 @@ pub(crate) fn fill(dir: &Path) {
     mode(&dir.join("sub/deeper"), 0o3750);
     mode(&dir.join("empty dir"), 0o500);
     fs::write(dir.join("unreadable"), b"secret").unwrap();
-    mode(&dir.join("unreadable"), 0o000);
+    mode(&dir.join("unreadable"), if root() { 0o000 } else { 0o400 });
     for (name, secs) in [
         ("small", -1),
         ("large", 1),

@@ -4,8 +4,15 @@
 #[inline]
 pub(crate) fn here() {}
 
+/// Whether to try the exchange of two directories: a test may say no.
+#[cfg(not(test))]
+#[inline]
+pub(crate) fn can_exchange() -> bool {
+    true
+}
+
 #[cfg(test)]
-pub(crate) use testing::here;
+pub(crate) use testing::{can_exchange, here};
 
 #[cfg(test)]
 pub(crate) mod testing {
@@ -14,6 +21,16 @@ pub(crate) mod testing {
 
     thread_local! {
         static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+        static NO_EXCHANGE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(crate) fn can_exchange() -> bool {
+        !NO_EXCHANGE.with(Cell::get)
+    }
+
+    /// From here on this thread's file system cannot exchange two directories.
+    pub(crate) fn forbid_exchange() {
+        NO_EXCHANGE.with(|no| no.set(true));
     }
 
     struct Stopped;

@@ -18,14 +18,14 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::fcntl::{OFlag, RenameFlags, openat, renameat, renameat2};
+use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{Gid, Uid, fchown, fsync};
 
 use super::journal::{self, Journal, Way};
 use super::place::Place;
 use super::strays::Strays;
-use super::walk::{exists, names_in, rename_new};
+use super::walk::{self, exists, names_in, rename_new};
 use super::{HIDDEN, LOST_AND_FOUND, marker, stop};
 use crate::error::{Error, Result};
 use crate::sys::stat_at;
@@ -82,16 +82,13 @@ pub(crate) fn exchange(place: &Place, store: BorrowedFd<'_>) -> io::Result<()> {
     if stat_at(parent, name)?.id != place.stat.id {
         return Err(io::Error::other("the directory was replaced by another meanwhile"));
     }
-    match renameat2(parent, name, store, MARKER, RenameFlags::RENAME_EXCHANGE) {
-        Err(nix::Error::EINVAL | nix::Error::ENOSYS) => {
-            renameat(parent, name, store, TREE)?;
-            stop::here();
-            if let Err(e) = renameat(store, MARKER, parent, name) {
-                renameat(store, TREE, parent, name)?;
-                return Err(e.into());
-            }
+    if !walk::exchange((parent, name), (store, OsStr::new(MARKER)))? {
+        renameat(parent, name, store, TREE)?;
+        stop::here();
+        if let Err(e) = renameat(store, MARKER, parent, name) {
+            renameat(store, TREE, parent, name)?;
+            return Err(e.into());
         }
-        done => done?,
     }
     Ok(())
 }

@@ -146,21 +146,13 @@ fn stopped_anywhere_it_is_plain_or_goes_on() {
                 if inside {
                     now.retain(|path, _| !path.starts_with(HIDDEN));
                     // The store's own directory is an entry, too.
-                    for tree in [&mut now] {
-                        let root = tree.get_mut(Path::new("")).unwrap();
-                        root.mtime = before[Path::new("")].mtime;
-                        root.nlink = before[Path::new("")].nlink;
-                    }
+                    now.get_mut(Path::new("")).unwrap().nlink = before[Path::new("")].nlink;
                 }
                 assert_same(&now, &before, &format!("step {step}: plain"));
                 assert_eq!(locate::find(&dir, None).unwrap(), None);
             }
             let located = adopt(&dir, again, &Silent).unwrap();
-            let mut live = live(&located);
-            if inside {
-                live.get_mut(Path::new("")).unwrap().mtime = before[Path::new("")].mtime;
-            }
-            assert_same(&live, &before, &format!("step {step}"));
+            assert_same(&live(&located), &before, &format!("step {step}"));
             let left = names(&located.store);
             assert!(!left.iter().any(|n| n == "adopting" || n == "marker" || n == "strays"), "{left:?}");
             if done.is_some() {
@@ -171,16 +163,82 @@ fn stopped_anywhere_it_is_plain_or_goes_on() {
     }
 }
 
+/// Without an exchange there is a moment at which the data dir is not there at all.
+#[test]
+fn a_file_system_that_cannot_exchange() {
+    stop::testing::forbid_exchange();
+    let mut missing = 0;
+    for step in 0.. {
+        let yard = Yard::new();
+        let dir = yard.path().join("dir");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("file"), "content").unwrap();
+        let before = read_dir(&dir);
+        let done = stop::testing::run(step, || adopt(&dir, None, &Silent).unwrap());
+        missing += usize::from(!dir.exists());
+        let located = adopt(&dir, None, &Silent).unwrap();
+        assert_same(&live(&located), &before, "adopted");
+        let ejected = stop::testing::run(step, || crate::chunk::eject(&dir, None, &Silent).unwrap());
+        missing += usize::from(!dir.exists());
+        if ejected.is_none() {
+            match crate::chunk::eject(&dir, Some(&located.store), &Silent) {
+                Err(Error::NotAStore { .. }) => {}
+                done => drop(done.unwrap()),
+            }
+        }
+        assert_same(&read_dir(&dir), &before, "ejected");
+        if done.is_some() && ejected.is_some() {
+            break;
+        }
+    }
+    assert_eq!(missing, 2);
+}
+
+/// A mount point cannot be renamed: its store lies inside, and `lost+found` belongs to the file system.
+#[test]
+fn a_mount_point() {
+    let yard = Yard::new();
+    let (image, dir) = (yard.path().join("image"), yard.path().join("volume"));
+    fs::create_dir(&dir).unwrap();
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let run = |program: &str, args: &[&std::ffi::OsStr]| {
+        std::process::Command::new(program).args(args).output().is_ok_and(|o| o.status.success())
+    };
+    let ready = nix::unistd::geteuid().is_root()
+        && run("mkfs.ext4", &["-q".as_ref(), image.as_os_str()])
+        && run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), dir.as_os_str()]);
+    if !ready {
+        eprintln!("skipped: needs root, mkfs.ext4 and a loop device");
+        return;
+    }
+    fill(&dir);
+    let before = read_dir(&dir);
+    let located = adopt(&dir, None, &Silent).unwrap();
+    assert_eq!(located.store, dir.join(HIDDEN));
+    assert_eq!(names(&dir), [HIDDEN, marker::NAME, "lost+found"]);
+    assert_same(&live(&located), &before, "adopted");
+    crate::chunk::eject(&dir, None, &Silent).unwrap();
+    assert_same(&read_dir(&dir), &before, "ejected");
+    // A file system mounted within is in the way.
+    let within = dir.join("empty dir");
+    assert!(run("mount", &["--bind".as_ref(), dir.join("sub").as_os_str(), within.as_os_str()]));
+    let error = adopt(&dir, None, &Silent).unwrap_err().to_string();
+    assert!(error.contains("empty dir") && error.contains("mounted"), "{error}");
+    assert!(run("umount", &[within.as_os_str()]));
+    assert!(run("umount", &[dir.as_os_str()]));
+}
+
 #[test]
 fn what_turns_up_meanwhile_is_kept() {
-    let yard = Yard::new();
-    let dir = yard.filled();
-    // Stopped when the tree is in the store.
-    let step = (0..).find(|&step| {
-        let _ = stop::testing::run(step, || adopt(&dir, None, &Silent).unwrap());
-        yard.path().join(".data dir.tmfs/adopting").exists()
-    });
-    assert!(step.is_some());
+    // Stopped just when the tree is in the store.
+    let (yard, dir) = (0..)
+        .find_map(|step| {
+            let yard = Yard::new();
+            let dir = yard.filled();
+            let _ = stop::testing::run(step, || adopt(&dir, None, &Silent).unwrap());
+            yard.path().join(".data dir.tmfs/adopting").exists().then_some((yard, dir))
+        })
+        .unwrap();
     let tree = yard.path().join(".data dir.tmfs/adopting");
     fs::write(tree.join("sub/newcomer"), "precious").unwrap();
     fs::write(tree.join("small"), "written late").unwrap();

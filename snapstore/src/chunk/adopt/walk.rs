@@ -11,10 +11,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
+use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, utimensat};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::sys::{Stat, stat_at};
+use crate::types::{FileKind, Timestamp};
 
 /// A place in a directory tree.
 pub(crate) struct Cursor {
@@ -114,7 +116,7 @@ pub(crate) fn names_in(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
 /// Removes `name` in `at` with everything below it; nothing there is fine. Never follows a symlink.
 pub(crate) fn remove_tree(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     match stat_at(at, name) {
-        Ok(stat) if stat.kind == Some(crate::types::FileKind::Directory) => {}
+        Ok(stat) if stat.kind == Some(FileKind::Directory) => {}
         Ok(_) => return Ok(unlinkat(at, name, UnlinkatFlags::NoRemoveDir)?),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
@@ -133,7 +135,7 @@ pub(crate) fn remove_tree(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         match unlinkat(cursor.dir(), next.as_os_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(nix::Error::ENOENT) => {}
             Err(nix::Error::EISDIR | nix::Error::EPERM)
-                if cursor.stat(&next)?.kind == Some(crate::types::FileKind::Directory) =>
+                if cursor.stat(&next)?.kind == Some(FileKind::Directory) =>
             {
                 cursor.enter_ours(&next)?;
                 pending.push(cursor.names()?);
@@ -163,6 +165,29 @@ pub(crate) fn rename_new(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &O
         }
         done => Ok(done?),
     }
+}
+
+/// Has two names change places, in one step. False where the file system cannot.
+pub(crate) fn exchange(a: (BorrowedFd<'_>, &OsStr), b: (BorrowedFd<'_>, &OsStr)) -> io::Result<bool> {
+    use nix::fcntl::{RenameFlags, renameat2};
+    if !super::stop::can_exchange() {
+        return Ok(false);
+    }
+    match renameat2(a.0, a.1, b.0, b.1, RenameFlags::RENAME_EXCHANGE) {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EINVAL | nix::Error::ENOSYS) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Sets the times of last access and change of content.
+pub(crate) fn set_times(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    (atime, mtime): (Timestamp, Timestamp),
+) -> io::Result<()> {
+    let spec = |t: Timestamp| TimeSpec::new(t.secs as _, t.nanos as _);
+    Ok(utimensat(dir, name, &spec(atime), &spec(mtime), UtimensatFlags::NoFollowSymlink)?)
 }
 
 /// A name as bytes without what could not stand in a message.

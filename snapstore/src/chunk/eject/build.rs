@@ -13,13 +13,12 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 use roaring::RoaringBitmap;
 
-use super::give::set_times;
 use super::{FILES, TREE};
 use crate::backend::Seek;
 use crate::chunk::adopt::journal::RootAttrs;
 use crate::chunk::adopt::stop;
 use crate::chunk::adopt::take::is_root;
-use crate::chunk::adopt::walk::{Cursor, exists};
+use crate::chunk::adopt::walk::{Cursor, exists, set_times};
 use crate::chunk::core::{Core, Scope};
 use crate::chunk::rows::InodeRow;
 use crate::chunk::tree::Lookup;

@@ -5,9 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use nix::fcntl::{RenameFlags, renameat, renameat2};
-use nix::sys::stat::{Mode, UtimensatFlags, fchmod, utimensat};
-use nix::sys::time::TimeSpec;
+use nix::fcntl::renameat;
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, unlinkat};
 
 use super::build::follow_xattrs;
@@ -15,11 +14,10 @@ use super::{FILES, TREE, refuse};
 use crate::chunk::adopt::journal::{self, Journal, RootAttrs, Way};
 use crate::chunk::adopt::place::Place;
 use crate::chunk::adopt::take::{is_empty_dir, is_root, open_below};
-use crate::chunk::adopt::walk::{exists, names_in, remove_tree, rename_new};
+use crate::chunk::adopt::walk::{exchange, exists, names_in, remove_tree, rename_new, set_times};
 use crate::chunk::adopt::{LOST_AND_FOUND, marker, stop};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::types::Timestamp;
 
 /// The marker's directory, where the file system cannot exchange two directories.
 const OLD: &str = "old-marker";
@@ -49,6 +47,8 @@ pub(crate) fn go_on(
     stop::here();
     let dir = open_below(place.parent.as_fd(), &place.name).map_err(io("open"))?;
     owner_and_mode(&dir, &root).map_err(io("set the attributes of"))?;
+    // Once now, should this be stopped; and once more when a store inside is gone.
+    set_times(place.parent.as_fd(), &place.name, root.times()).map_err(io("set the times of"))?;
     progress.step("removing the store", None);
     remove_store(place, store).map_err(Error::io("remove", &place.store))?;
     set_times(place.parent.as_fd(), &place.name, root.times()).map_err(io("set the times of"))?;
@@ -66,13 +66,10 @@ fn swap(place: &Place, store: BorrowedFd<'_>, root: &RootAttrs) -> io::Result<()
     }
     marker::open(place.data.as_fd())?;
     stop::here();
-    match renameat2(parent, name, store, TREE, RenameFlags::RENAME_EXCHANGE) {
-        Err(nix::Error::EINVAL | nix::Error::ENOSYS) => {
-            renameat(parent, name, store, OLD)?;
-            stop::here();
-            renameat(store, TREE, parent, name)?;
-        }
-        done => done?,
+    if !exchange((parent, name), (store, OsStr::new(TREE)))? {
+        renameat(parent, name, store, OLD)?;
+        stop::here();
+        renameat(store, TREE, parent, name)?;
     }
     stop::here();
     fsync(parent)?;
@@ -181,14 +178,4 @@ fn owner_and_mode(dir: &OwnedFd, root: &RootAttrs) -> io::Result<()> {
         fchown(dir, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid)))?;
     }
     Ok(fchmod(dir, Mode::from_bits_truncate(root.mode))?)
-}
-
-/// Sets the times of last access and change of content.
-pub(super) fn set_times(
-    dir: BorrowedFd<'_>,
-    name: &OsStr,
-    (atime, mtime): (Timestamp, Timestamp),
-) -> io::Result<()> {
-    let spec = |t: Timestamp| TimeSpec::new(t.secs as _, t.nanos as _);
-    Ok(utimensat(dir, name, &spec(atime), &spec(mtime), UtimensatFlags::NoFollowSymlink)?)
 }

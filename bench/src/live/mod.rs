@@ -6,7 +6,7 @@
 mod files;
 mod names;
 mod programs;
-mod row;
+pub mod row;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -177,3 +177,18 @@ fn regression_a_view_opened_while_its_layers_are_being_committed() {
         });
     }
 }
+
+/// Without a background nobody looked again after an epoch was sealed: what had waited for that was never merged.
+#[test]
+fn regression_what_a_seal_makes_mergeable_is_merged_without_a_background() {
+    let (place, store, head, ino) = with_history();
+    write(&*head, ino, 0, 2, K4);
+    store.rollback(HeightQuery::Newest, &[], false).expect("rollback");
+    store.undo_rollback(false).expect("undo");
+    let head = store.head();
+    write(&*head, ino, 0, 3, K4);
+    snap(&*store, 2);
+    store.settle().expect("settle");
+    // Height 1 has three chunks, height 2 one more; what was written between is hidden.
+    assert_eq!(place.layer_bytes(), 4 * K4 as u64);
+}

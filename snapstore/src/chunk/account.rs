@@ -109,6 +109,16 @@ impl Core {
         Ok(chunks * CHUNK_SIZE)
     }
 
+    /// Whether without the tips `gone` more of what is below the head is seen through the head only.
+    pub(crate) fn head_gains(&self, census: &Census, gone: &[EpochId]) -> bool {
+        let Census { tree, tips } = census;
+        let before = Groups::new(tree, tips);
+        let left: BTreeSet<EpochId> = tips.iter().filter(|e| !gone.contains(e)).copied().collect();
+        let head = Some(self.head().epoch);
+        let count = |groups: &Groups| groups.of.values().filter(|g| **g == head).count();
+        count(&Groups::new(tree, &left)) > count(&before)
+    }
+
     /// What the epochs have, by inode, newest first.
     fn parts(&self, epochs: &[EpochId]) -> Result<BTreeMap<Ino, Vec<Part>>> {
         let mut parts: BTreeMap<Ino, Vec<Part>> = BTreeMap::new();

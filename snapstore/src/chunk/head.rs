@@ -43,7 +43,7 @@ impl ChunkHead {
     }
 
     /// Runs a change of names or attributes: nobody else changes any meanwhile.
-    fn change<T>(&self, f: impl FnOnce(&Lookup<'_>) -> Result<T>) -> Result<T> {
+    pub(super) fn change<T>(&self, f: impl FnOnce(&Lookup<'_>) -> Result<T>) -> Result<T> {
         let _names = self.core.names.lock();
         self.core.meta.check()?;
         if self.instance.retired.load(Ordering::Acquire) {
@@ -71,12 +71,12 @@ impl ChunkHead {
         Ok(newest.and_then(|(epoch, _)| self.core.live_layer(ino, epoch)))
     }
 
-    fn entry(&self, l: &Lookup<'_>, parent: Ino, name: &OsStr) -> Result<DentryRow> {
+    pub(super) fn entry(&self, l: &Lookup<'_>, parent: Ino, name: &OsStr) -> Result<DentryRow> {
         l.dentry(parent, name)?.ok_or(Error::NoEntry)
     }
 
     /// Takes one name from an inode. With the last one gone it is an orphan until the kernel forgets it.
-    fn drop_link(&self, edit: &mut Edit<'_, '_>, ino: Ino) -> Result<InodeRow> {
+    pub(super) fn drop_link(&self, edit: &mut Edit<'_, '_>, ino: Ino) -> Result<InodeRow> {
         let now = edit.now;
         let row = edit.inode(ino)?;
         row.nlink = if row.kind == FileKind::Directory { 0 } else { row.nlink.saturating_sub(1) };
@@ -96,22 +96,22 @@ pub(crate) fn orphan_row(ino: Ino) -> String {
 }
 
 /// Changes that are being put together: inode rows are looked up once and written once.
-struct Edit<'l, 'c> {
-    lookup: &'l Lookup<'c>,
-    now: Timestamp,
-    inodes: Vec<(Ino, InodeRow)>,
+pub(super) struct Edit<'l, 'c> {
+    pub(super) lookup: &'l Lookup<'c>,
+    pub(super) now: Timestamp,
+    pub(super) inodes: Vec<(Ino, InodeRow)>,
     batch: Batch,
     control: super::meta::ControlBatch,
     needed: Vec<Ino>,
 }
 
 impl<'l, 'c> Edit<'l, 'c> {
-    fn new(lookup: &'l Lookup<'c>) -> Edit<'l, 'c> {
+    pub(super) fn new(lookup: &'l Lookup<'c>) -> Edit<'l, 'c> {
         let now = Timestamp::now();
         Edit { lookup, now, inodes: Vec::new(), batch: Vec::new(), control: Vec::new(), needed: Vec::new() }
     }
 
-    fn inode(&mut self, ino: Ino) -> Result<&mut InodeRow> {
+    pub(super) fn inode(&mut self, ino: Ino) -> Result<&mut InodeRow> {
         let i = match self.inodes.iter().position(|(i, _)| *i == ino) {
             Some(i) => i,
             None => {
@@ -125,7 +125,7 @@ impl<'l, 'c> Edit<'l, 'c> {
     }
 
     /// A directory whose entries change: its times move.
-    fn changed_dir(&mut self, dir: Ino, more_links: i32) -> Result<()> {
+    pub(super) fn changed_dir(&mut self, dir: Ino, more_links: i32) -> Result<()> {
         let now = self.now;
         let row = self.inode(dir)?;
         row.mtime = now;
@@ -134,11 +134,11 @@ impl<'l, 'c> Edit<'l, 'c> {
         Ok(())
     }
 
-    fn put_entry(&mut self, parent: Ino, name: &OsStr, entry: DentryRow) {
+    pub(super) fn put_entry(&mut self, parent: Ino, name: &OsStr, entry: DentryRow) {
         self.batch.push((Key::dentry(parent, name.as_bytes()), Some(entry.encode().into())));
     }
 
-    fn drop_entry(&mut self, parent: Ino, name: &OsStr) {
+    pub(super) fn drop_entry(&mut self, parent: Ino, name: &OsStr) {
         self.batch.push((Key::dentry(parent, name.as_bytes()), None));
     }
 
@@ -146,7 +146,7 @@ impl<'l, 'c> Edit<'l, 'c> {
         self.batch.push((Key::xattr(ino, name), value.map(Into::into)));
     }
 
-    fn apply(mut self, core: &Core) {
+    pub(super) fn apply(mut self, core: &Core) {
         for (ino, row) in self.inodes {
             self.batch.push((Key::inode(ino), Some(row.encode().into())));
         }
@@ -155,7 +155,7 @@ impl<'l, 'c> Edit<'l, 'c> {
 }
 
 /// The directory a change of names happens in: it must be there and not itself removed.
-fn live_dir(l: &Lookup<'_>, dir: Ino) -> Result<InodeRow> {
+pub(super) fn live_dir(l: &Lookup<'_>, dir: Ino) -> Result<InodeRow> {
     let row = l.directory(dir)?;
     if row.nlink == 0 { Err(Error::NoEntry) } else { Ok(row) }
 }
@@ -326,57 +326,7 @@ impl Head for ChunkHead {
     }
 
     fn rename(&self, from: (Ino, &OsStr), to: (Ino, &OsStr), mode: RenameMode) -> Result<Option<Attr>> {
-        check_name(to.1)?;
-        self.change(|l| {
-            let source = self.entry(l, from.0, from.1)?;
-            live_dir(l, to.0)?;
-            let target = l.dentry(to.0, to.1)?;
-            let mut edit = Edit::new(l);
-            if mode == RenameMode::Exchange {
-                let target = target.ok_or(Error::NoEntry)?;
-                self.exchange(&mut edit, (from, source), (to, target))?;
-                edit.apply(&self.core);
-                return Ok(None);
-            }
-            let replaced = match target {
-                Some(_) if matches!(mode, RenameMode::NoReplace | RenameMode::WhiteoutNoReplace) => {
-                    return Err(Error::Exists);
-                }
-                // Two names of one inode: nothing happens, both stay.
-                Some(t) if t.ino == source.ino => return Ok(None),
-                other => other,
-            };
-            let source_is_dir = source.kind == FileKind::Directory;
-            if source_is_dir {
-                refuse_loop(l, source.ino, to.0)?;
-            }
-            let mut removed = None;
-            if let Some(target) = replaced {
-                match (source_is_dir, target.kind == FileKind::Directory) {
-                    (false, true) => return Err(Error::IsDirectory),
-                    (true, false) => return Err(Error::NotDirectory),
-                    (true, true) if !l.is_empty_dir(target.ino)? => return Err(Error::NotEmpty),
-                    _ => {}
-                }
-                removed = Some((target.ino, self.drop_link(&mut edit, target.ino)?));
-            }
-            // Subdirectories count as links of their parents.
-            let gained = i32::from(source_is_dir) - i32::from(source_is_dir && replaced.is_some());
-            edit.changed_dir(from.0, -i32::from(source_is_dir))?;
-            edit.changed_dir(to.0, gained)?;
-            self.moved(&mut edit, source, to.0)?;
-            if matches!(mode, RenameMode::Whiteout | RenameMode::WhiteoutNoReplace) {
-                self.whiteout(&mut edit, from)?;
-            } else {
-                edit.drop_entry(from.0, from.1);
-            }
-            edit.put_entry(to.0, to.1, source);
-            if replaced.is_some() {
-                self.promise_content(l, source.ino)?;
-            }
-            edit.apply(&self.core);
-            removed.map(|(ino, row)| l.attr_of(ino, &row)).transpose()
-        })
+        self.move_entry(from, to, mode)
     }
 
     fn set_attr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
@@ -563,91 +513,4 @@ fn drop_capability(edit: &mut Edit<'_, '_>, ino: Ino) -> Result<bool> {
         edit.put_xattr(ino, CAPABILITY, None);
     }
     Ok(set)
-}
-
-/// A directory cannot be moved below itself.
-fn refuse_loop(l: &Lookup<'_>, dir: Ino, mut below: Ino) -> Result<()> {
-    while below != Ino::ROOT {
-        if below == dir {
-            return Err(Error::InvalidArgument);
-        }
-        below = l.directory(below)?.parent;
-    }
-    Ok(())
-}
-
-impl ChunkHead {
-    /// Follows a move in the moved inode itself.
-    fn moved(&self, edit: &mut Edit<'_, '_>, entry: DentryRow, parent: Ino) -> Result<()> {
-        let now = edit.now;
-        let row = edit.inode(entry.ino)?;
-        row.ctime = now;
-        if row.kind == FileKind::Directory {
-            row.parent = parent;
-        }
-        Ok(())
-    }
-
-    fn exchange(
-        &self,
-        edit: &mut Edit<'_, '_>,
-        (from, source): ((Ino, &OsStr), DentryRow),
-        (to, target): ((Ino, &OsStr), DentryRow),
-    ) -> Result<()> {
-        let dir = |e: DentryRow| i32::from(e.kind == FileKind::Directory);
-        for (moved, into) in [(source, to.0), (target, from.0)] {
-            if moved.kind == FileKind::Directory {
-                refuse_loop(edit.lookup, moved.ino, into)?;
-            }
-        }
-        edit.changed_dir(from.0, dir(target) - dir(source))?;
-        edit.changed_dir(to.0, dir(source) - dir(target))?;
-        self.moved(edit, source, to.0)?;
-        self.moved(edit, target, from.0)?;
-        edit.put_entry(from.0, from.1, target);
-        edit.put_entry(to.0, to.1, source);
-        Ok(())
-    }
-
-    /// Leaves a whiteout, overlayfs's mark for a removed name, in place of what was moved away.
-    fn whiteout(&self, edit: &mut Edit<'_, '_>, at: (Ino, &OsStr)) -> Result<()> {
-        let ino = self.core.new_ino()?;
-        let (uid, gid) = {
-            let dir = edit.inode(at.0)?;
-            (dir.uid, dir.gid)
-        };
-        let now = edit.now;
-        let row = InodeRow {
-            kind: FileKind::CharDevice,
-            mode: 0,
-            uid,
-            gid,
-            nlink: 1,
-            rdev: 0,
-            parent: Ino(0),
-            atime: now,
-            mtime: now,
-            ctime: now,
-            btime: now,
-            target: Box::default(),
-        };
-        edit.inodes.push((ino, row));
-        edit.put_entry(at.0, at.1, DentryRow { ino, kind: FileKind::CharDevice });
-        Ok(())
-    }
-
-    /// A file takes another's name: its data is to be on the disk before the name is.
-    fn promise_content(&self, l: &Lookup<'_>, ino: Ino) -> Result<()> {
-        for layer in self.core.load_stack(l.lineage, ino)? {
-            if layer.state.read().sealed {
-                break;
-            }
-            if let Some(file) = layer.existing(&*self.core.disk)? {
-                // Only a head start: the commit waits for the whole of it.
-                let _ = file.start_writeback();
-            }
-            self.core.promise(&layer);
-        }
-        Ok(())
-    }
 }

@@ -12,9 +12,10 @@
 //! each row moves in a commit of its own batch, and at every point all tips see what they saw.
 
 use super::core::Core;
+use super::database::RowWriter;
 use super::fold::{Folded, fold};
 use super::lineage::Lineage;
-use super::meta::RowWriter;
+use super::meta::ControlBatch;
 use super::rows::{Key, KeyKind, LayerFile, LayerRow, Row};
 use super::snapshots::{Control, abandoned_row, epoch_row, json, snapshot_row};
 use crate::backend::{DeleteReport, HeightQuery};
@@ -57,13 +58,7 @@ impl Core {
         }
         let newest_goes = c.visible.last_key_value().is_some_and(|(_, e)| gone.contains(e));
         let rows = gone.iter().map(|&e| (snapshot_row(e), None)).collect();
-        if newest_goes && self.meta.head_touched() {
-            // What the head has written since hides some of what is deleted. Freezing it without a name lets that
-            // be given back now, not only after the next snapshot.
-            self.begin(&mut c, None, None, Vec::new(), rows);
-        } else {
-            self.meta.apply_control(rows);
-        }
+        self.forget_tips(&mut c, newest_goes, rows);
         for (height, epoch) in epochs {
             c.snapshots.remove(&epoch);
             c.visible.remove(&height);
@@ -89,7 +84,8 @@ impl Core {
         let left: Vec<(u64, EpochId)> = c.abandoned.iter().map(|(&s, a)| (s, a.epoch)).collect();
         let mut gone: Vec<EpochId> = off_path.iter().map(|&(_, e)| e).collect();
         gone.extend(left.iter().map(|&(_, e)| e).filter(|e| !c.visible.values().any(|v| v == e)));
-        let freed_bytes = self.freed_bytes(&self.census(&c), &gone)?;
+        let census = self.census(&c);
+        let freed_bytes = self.freed_bytes(&census, &gone)?;
         let mut heights: Vec<_> = off_path.iter().map(|&(h, _)| h).collect();
         heights.sort_unstable();
         if dry_run {
@@ -97,7 +93,10 @@ impl Core {
         }
         let snapshots = off_path.iter().map(|&(_, e)| (snapshot_row(e), None));
         let heads = left.iter().map(|&(s, _)| (abandoned_row(s), None));
-        self.meta.apply_control(snapshots.chain(heads).collect());
+        let rows = snapshots.chain(heads).collect();
+        // A fork whose other branch goes may be the head's alone from here on.
+        let gains = self.head_gains(&census, &gone);
+        self.forget_tips(&mut c, gains, rows);
         for &(_, epoch) in &off_path {
             c.snapshots.remove(&epoch);
         }
@@ -107,6 +106,17 @@ impl Core {
         self.commit(false)?;
         self.wake_reclaim();
         Ok(DeleteReport { heights, freed_bytes })
+    }
+
+    /// Applies the rows that take tips away. If the head gains by it, what it has written since its epoch began hides
+    /// some of what it gains: freezing it without a name lets that be given back now, not only after the next
+    /// snapshot.
+    fn forget_tips(&self, c: &mut Control, head_gains: bool, rows: ControlBatch) {
+        if head_gains && self.meta.head_touched() {
+            self.begin(c, None, None, Vec::new(), rows);
+        } else {
+            self.meta.apply_control(rows);
+        }
     }
 
     fn wake_reclaim(&self) {

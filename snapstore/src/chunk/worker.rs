@@ -113,6 +113,8 @@ impl Core {
                 self.work.lock().seal.push_front(epoch);
                 return Err(e);
             }
+            // It may have been what a merge waited for.
+            self.work.lock().reclaim = true;
         }
         let (remove, reclaim) = {
             let mut work = self.work.lock();

@@ -1,10 +1,10 @@
 //! Writers on several threads while snapshots are taken.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use snapstore::backend::*;
-use snapstore::{Height, Ino};
+use snapstore::{Error, Height, Ino};
 
 use super::fixture::{Place, make, snap};
 
@@ -158,5 +158,168 @@ fn one_file_opened_and_closed_by_many_threads() {
             std::thread::sleep(std::time::Duration::from_micros(300));
         }
     });
+    assert_eq!(store.last_error(), None);
+}
+
+/// What is read at a height, as it was when the height was made.
+struct Kept {
+    height: u64,
+    contents: Vec<Vec<u8>>,
+}
+
+const CHUNKS: usize = 24;
+
+/// Reads a file whole, by way of its length, in two pieces.
+fn whole(file: &dyn FileRead) -> Result<Vec<u8>, Error> {
+    let mut buf = vec![0xee; file.len()? as usize];
+    let half = buf.len() / 3;
+    let first = file.read_at(&mut buf[..half], 0)?;
+    let rest = file.read_at(&mut buf[half..], half as u64)?;
+    assert_eq!(first + rest, buf.len(), "a read ends where the file does");
+    Ok(buf)
+}
+
+fn is_gone(e: &Error) -> bool {
+    matches!(e, Error::Stale | Error::NoSuchHeight { .. } | Error::NoSnapshots)
+}
+
+/// A writer that reads back, readers of views, and one that deletes and settles, all at once: a view shows what it
+/// showed when it was made, or ends with its snapshot; a file open in it can be read on; the head reads what was
+/// written.
+#[test]
+fn deleting_under_writers_and_readers() {
+    const FILES: usize = 3;
+    let rounds = if super::long() { 1500 } else { 120 };
+    let place = Place::new();
+    let (store, _) = place.open(true);
+    let head = store.head();
+    let inos: Vec<Ino> = (0..FILES).map(|i| make(&*head, &format!("f{i}"))).collect();
+    let kept: Mutex<Vec<Arc<Kept>>> = Mutex::default();
+    let stop = AtomicBool::new(false);
+    // Ends the others even when a thread panics.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    std::thread::scope(|scope| {
+        let (store, kept, stop, inos) = (&*store, &kept, &stop, &inos);
+        for seed in 1..=2 {
+            scope.spawn(move || {
+                let (_stop, mut lcg) = (Stop(stop), super::ops::Lcg(seed));
+                while !stop.load(Ordering::Acquire) {
+                    let some = {
+                        let kept = kept.lock().unwrap();
+                        if kept.is_empty() {
+                            continue;
+                        }
+                        Arc::clone(&kept[lcg.next() as usize % kept.len()])
+                    };
+                    let view = match store.view(HeightQuery::Exact(Height(some.height))) {
+                        Ok(view) => view,
+                        Err(e) if is_gone(&e) => continue,
+                        Err(e) => panic!("height {}: {e}", some.height),
+                    };
+                    for (&ino, want) in inos.iter().zip(&some.contents) {
+                        match view.tree.get_attr(ino) {
+                            Ok(attr) => assert_eq!(attr.size, want.len() as u64, "height {}", some.height),
+                            Err(e) => assert!(is_gone(&e), "height {}: {e}", some.height),
+                        }
+                        let file = match view.tree.open(ino) {
+                            Ok(file) => file,
+                            Err(e) if is_gone(&e) => continue,
+                            Err(e) => panic!("height {}: {e}", some.height),
+                        };
+                        // Once open, it reads on whatever happens to the snapshot.
+                        for _ in 0..1 + lcg.next() % 20 {
+                            let got = whole(&*file).unwrap_or_else(|e| panic!("height {}: {e}", some.height));
+                            assert!(got == *want, "height {}, inode {ino} changed", some.height);
+                        }
+                        super::bytes::data_ranges(&*file);
+                    }
+                }
+            });
+        }
+        scope.spawn(move || {
+            let (_stop, mut lcg) = (Stop(stop), super::ops::Lcg(99));
+            while !stop.load(Ordering::Acquire) {
+                let gone: Vec<Height> = {
+                    let mut kept = kept.lock().unwrap();
+                    let many = kept.len();
+                    match lcg.next() % 4 {
+                        // Now and then all there are: the head's own epoch is frozen without a name.
+                        0 if lcg.next() % 8 == 0 => kept.drain(..).map(|k| Height(k.height)).collect(),
+                        _ if many < 6 => Vec::new(),
+                        _ => {
+                            let first = lcg.next() as usize % (many - 2);
+                            kept.drain(first..first + 2).map(|k| Height(k.height)).collect()
+                        }
+                    }
+                };
+                if !gone.is_empty() {
+                    if lcg.next() % 2 == 0 {
+                        store.delete(&gone, true).expect("dry run");
+                    }
+                    store.delete(&gone, false).expect("delete");
+                }
+                if lcg.next() % 3 == 0 {
+                    store.settle().expect("settle");
+                    store.usage().expect("usage");
+                    store.snapshots(true).expect("list");
+                }
+                std::thread::sleep(std::time::Duration::from_micros(u64::from(lcg.next() % 2000)));
+            }
+        });
+        let (_stop, mut lcg) = (Stop(stop), super::ops::Lcg(7));
+        let mut now: Vec<Vec<u8>> = vec![Vec::new(); FILES];
+        let mut files: Vec<_> = inos.iter().map(|&i| head.open_write(i).expect("open")).collect();
+        for height in 1..=rounds {
+            for _ in 0..lcg.next() % 12 {
+                let i = lcg.next() as usize % FILES;
+                let (file, model) = (&files[i], &mut now[i]);
+                let at = lcg.next() as usize % (CHUNKS * 4096);
+                let at = if lcg.next() % 2 == 0 { at / 4096 * 4096 } else { at };
+                match lcg.next() % 10 {
+                    0 => {
+                        let size = if lcg.next() % 4 == 0 { 0 } else { at };
+                        let set = SetAttr { size: Some(size as u64), ..SetAttr::default() };
+                        head.set_attr(inos[i], &set).expect("truncate");
+                        model.resize(size, 0);
+                    }
+                    1 => {
+                        let end = (at + 9000).min(model.len());
+                        file.allocate(Allocate::PunchHole, at as u64, 9000).expect("punch");
+                        model.get_mut(at..end).unwrap_or_default().fill(0);
+                    }
+                    _ => {
+                        let len = 1 + lcg.next() as usize % 12_000;
+                        let data = vec![1 + (lcg.next() % 250) as u8; len];
+                        file.write_at(&data, at as u64, WriteOrigin::PageCache).expect("write");
+                        model.resize(model.len().max(at + len), 0);
+                        model[at..at + len].copy_from_slice(&data);
+                    }
+                }
+                let got = whole(&**file).expect("read");
+                assert!(got == *model, "live file {i} before height {height}");
+                if lcg.next() % 5 == 0 {
+                    files[i] = head.open_write(inos[i]).expect("open");
+                    assert!(whole(&*files[i]).expect("read") == *model, "live file {i}, opened anew");
+                }
+            }
+            snap(store, height);
+            kept.lock().unwrap().push(Arc::new(Kept { height, contents: now.clone() }));
+            if lcg.next() % 8 == 0 {
+                files[0].sync(true).expect("sync");
+            }
+        }
+    });
+    store.settle().expect("settle");
+    for some in kept.into_inner().unwrap() {
+        let view = store.view(HeightQuery::Exact(Height(some.height))).expect("view");
+        for (&ino, want) in inos.iter().zip(&some.contents) {
+            assert!(whole(&*view.tree.open(ino).expect("open")).expect("read") == *want);
+        }
+    }
     assert_eq!(store.last_error(), None);
 }

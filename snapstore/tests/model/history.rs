@@ -29,6 +29,7 @@ impl Runner {
                 assert!(self.snaps.insert(epoch, snap).is_none(), "an epoch named twice");
                 self.path.push(epoch);
                 self.changed = Some(false);
+                self.waits = false;
                 true
             }
             Op::SnapshotAgain => {
@@ -134,6 +135,7 @@ impl Runner {
         let state = snap.state.clone();
         self.switched(Some(state), self.path[..=at].to_vec());
         self.changed = Some(false);
+        self.waits = false;
         true
     }
 
@@ -161,6 +163,7 @@ impl Runner {
         }
         self.switched(left.state, path);
         self.changed = None;
+        self.waits = true;
         true
     }
 
@@ -257,6 +260,7 @@ impl Runner {
             self.model = found;
             self.replace_store(Some((image, store)));
             self.changed = None;
+            self.waits = true;
             self.all_durable();
             self.check_live();
         } else {

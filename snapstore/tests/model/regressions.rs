@@ -177,3 +177,35 @@ fn regression_a_view_opened_while_its_layers_are_being_committed() {
         });
     }
 }
+
+/// Without a background nobody looked again after an epoch was sealed: what had waited for that was never merged.
+#[test]
+fn regression_what_a_seal_makes_mergeable_is_merged_without_a_background() {
+    let (place, store, head, ino) = with_history();
+    write(&*head, ino, 0, 2, K4);
+    store.rollback(HeightQuery::Newest, &[], false).expect("rollback");
+    store.undo_rollback(false).expect("undo");
+    let head = store.head();
+    write(&*head, ino, 0, 3, K4);
+    snap(&*store, 2);
+    store.settle().expect("settle");
+    // Height 1 has three chunks, height 2 one more; what was written between is hidden.
+    assert_eq!(place.layer_bytes(), 4 * K4 as u64);
+}
+
+/// What the other branch of a fork had seen was called freed, but stayed until the head was frozen.
+#[test]
+fn regression_dropping_heads_frees_what_only_the_head_hides() {
+    let (place, store, head, ino) = with_history();
+    store.rollback(HeightQuery::Newest, &[], false).expect("rollback");
+    store.undo_rollback(false).expect("undo");
+    store.delete(&[Height(1)], false).expect("delete");
+    drop(head);
+    write(&*store.head(), ino, 0, 2, K4);
+    store.settle().expect("settle");
+    let before = place.layer_bytes();
+    let freed = store.drop_abandoned(false).expect("drop").freed_bytes;
+    store.settle().expect("settle");
+    assert_eq!((before - place.layer_bytes(), freed), (K4 as u64, K4 as u64));
+    assert_eq!(content(&*store.head(), ino), [vec![2; K4], vec![1; 2 * K4]].concat());
+}

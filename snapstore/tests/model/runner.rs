@@ -57,6 +57,8 @@ pub struct Runner {
     pub left: Vec<Left>,
     /// Whether the head has changed since the newest snapshot; `None`: either answer is right.
     pub changed: Option<bool>,
+    /// The head may stand on an epoch without a name, which can be merged once the head's is frozen.
+    pub waits: bool,
     pub handles: BTreeMap<usize, Handle>,
     pub views: BTreeMap<usize, KeptView>,
     /// What the metadata said after each change since it was last made durable; the last is now.
@@ -85,6 +87,7 @@ impl Runner {
             path: Vec::new(),
             left: Vec::new(),
             changed: Some(true),
+            waits: false,
             handles: BTreeMap::new(),
             views: BTreeMap::new(),
             synced: BTreeMap::new(),

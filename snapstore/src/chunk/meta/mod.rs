@@ -14,24 +14,23 @@
 //!
 //! The database is redb: one file, copy-on-write B-trees, a commit is one flush of the disk.
 
+mod commit;
+
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ReadableDatabase, ReadableTable};
 
+use super::database::{CACHE_BYTES, CONTROL, ROWS, ReadView, RowWriter, TOUCHED, database, live};
 use super::lineage::Lineage;
 use super::rows::{Key, KeyKind, Row, split_epoch};
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Ino};
 
-const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
-/// `epoch key` → nothing: which keys an epoch has rows for, so that nothing ever scans everything.
-const TOUCHED: TableDefinition<&[u8], ()> = TableDefinition::new("touched");
-/// Rows that have no versions: epochs, snapshots, heads, counters.
-const CONTROL: TableDefinition<&str, &[u8]> = TableDefinition::new("control");
+pub(crate) use commit::{LayerCommit, Source};
 
 /// A row's value: bytes, or nothing where a tombstone hides older versions.
 pub(crate) type Value = Option<Arc<[u8]>>;
@@ -79,38 +78,6 @@ impl Slot {
             Slot::Closed(t) => t,
         }
     }
-}
-
-/// The database as of the last commit.
-pub(crate) struct ReadView {
-    rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    touched: ReadOnlyTable<&'static [u8], ()>,
-}
-
-/// Who owns what the rows refer to: the layers.
-pub(crate) trait Source {
-    /// A commit begins: whatever was applied up to here will be in it.
-    fn begin_commit(&self);
-    /// Encodes a layer's row as it is now, having made durable what it refers to. `None` defers the row to a later
-    /// commit (only when not `full`): its data is not on the disk yet, and nobody has asked for it.
-    /// `row` is what the memtable has.
-    fn before_commit(&self, ino: Ino, epoch: EpochId, row: &[u8], full: bool) -> Result<LayerCommit>;
-    /// Makes durable what must be on the disk before the names that lead to it.
-    fn sync_promised(&self) -> Result<()>;
-    /// The rows are on the disk.
-    fn after_commit(&self);
-}
-
-/// What [`Source::before_commit`] says about a layer's row.
-pub(crate) enum LayerCommit {
-    /// Write this row.
-    Write(Vec<u8>),
-    /// Leave it for a later commit.
-    Defer,
-    /// Write what the memtable has.
-    AsIs,
-    /// Write nothing.
-    Skip,
 }
 
 /// The metadata of a store.
@@ -394,103 +361,6 @@ impl Meta {
         }
     }
 
-    fn commit_now(&self, source: &dyn Source, full: bool) -> Result<()> {
-        source.begin_commit();
-        let (closed, upto) = self.close_tables();
-        source.sync_promised()?;
-        if closed.iter().all(|t| t.is_empty()) {
-            self.drop_closed(Vec::new())?;
-            source.after_commit();
-            return Ok(());
-        }
-        let mut deferred: Vec<(EpochId, Key, Value)> = Vec::new();
-        let txn = self.db()?.begin_write().map_err(database)?;
-        {
-            let mut rows = txn.open_table(ROWS).map_err(database)?;
-            let mut touched = txn.open_table(TOUCHED).map_err(database)?;
-            let mut control = txn.open_table(CONTROL).map_err(database)?;
-            for table in &closed {
-                for (key, value) in &table.rows {
-                    let encoded;
-                    let mut bytes = value.as_deref();
-                    if let (KeyKind::Layer(ino), Some(row)) = (key.kind(), bytes) {
-                        match source.before_commit(ino, table.epoch, row, full)? {
-                            LayerCommit::Write(row) => {
-                                encoded = row;
-                                bytes = Some(&encoded);
-                            }
-                            LayerCommit::Defer => {
-                                deferred.push((table.epoch, key.clone(), value.clone()));
-                                continue;
-                            }
-                            LayerCommit::AsIs => {}
-                            LayerCommit::Skip => continue,
-                        }
-                    }
-                    write_row(&mut rows, &mut touched, key, table.epoch, bytes)?;
-                }
-                for (name, value) in &table.control {
-                    match value {
-                        Some(v) => control.insert(name.as_str(), v.as_slice()).map_err(database)?,
-                        None => control.remove(name.as_str()).map_err(database)?,
-                    };
-                }
-            }
-        }
-        txn.commit().map_err(database)?;
-        self.drop_closed(deferred)?;
-        self.committed.fetch_max(upto, Ordering::AcqRel);
-        source.after_commit();
-        Ok(())
-    }
-
-    /// Closes every open memtable and opens an empty one of the same epoch above it.
-    fn close_tables(&self) -> (Vec<Arc<MemTable>>, u64) {
-        let mut tables = self.tables.write();
-        let mut stack = Vec::with_capacity(tables.stack.len() + 1);
-        let mut closed = Vec::new();
-        let newest = tables.stack.first().map(|t| t.table().epoch);
-        for slot in tables.stack.drain(..) {
-            match slot {
-                Slot::Open(table) => {
-                    // An epoch that was left behind keeps an open table until it is sealed.
-                    stack.push(Slot::Open(Box::new(MemTable::new(table.epoch))));
-                    if !table.is_empty() || Some(table.epoch) == newest {
-                        let table = Arc::from(table);
-                        closed.push(Arc::clone(&table));
-                        stack.push(Slot::Closed(table));
-                    }
-                }
-                Slot::Closed(table) => {
-                    closed.push(Arc::clone(&table));
-                    stack.push(Slot::Closed(table));
-                }
-            }
-        }
-        tables.stack = stack;
-        closed.reverse();
-        (closed, self.applied.load(Ordering::Acquire))
-    }
-
-    /// Shows readers the new state of the database in place of the closed memtables.
-    fn drop_closed(&self, deferred: Vec<(EpochId, Key, Value)>) -> Result<()> {
-        let view = Arc::new(ReadView::new(&*self.db()?)?);
-        let mut tables = self.tables.write();
-        tables.view = view;
-        tables.stack.retain(|t| matches!(t, Slot::Open(_)));
-        for (epoch, key, value) in deferred {
-            let open = tables.stack.iter_mut().find_map(|t| match t {
-                Slot::Open(t) if t.epoch == epoch => Some(t),
-                _ => None,
-            });
-            // A row that came in meanwhile is newer.
-            if let Some(table) = open {
-                table.rows.entry(key).or_insert(value);
-            }
-        }
-        Ok(())
-    }
-
     /// Opens a memtable for a frozen epoch that recovery is about to seal.
     pub(crate) fn open_epoch(&self, epoch: EpochId) {
         let mut tables = self.tables.write();
@@ -634,168 +504,9 @@ impl Meta {
     }
 }
 
-/// Memory for the database's page cache.
-const CACHE_BYTES: usize = 64 << 20;
-
 fn layer_of(key: &Key) -> Option<Ino> {
     match key.kind() {
         KeyKind::Layer(ino) => Some(ino),
         _ => None,
-    }
-}
-
-fn live(stored: &[u8]) -> Result<Option<&[u8]>> {
-    match stored.split_first() {
-        Some((0, [])) => Ok(None),
-        Some((1, value)) => Ok(Some(value)),
-        _ => Err(Error::Damaged { what: "metadata row", detail: "neither a row nor a tombstone".into() }),
-    }
-}
-
-fn touched_key(epoch: EpochId, key: &Key) -> Vec<u8> {
-    [&epoch.0.to_be_bytes()[..], key.as_bytes()].concat()
-}
-
-type RowTable<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
-type TouchedTable<'t> = redb::Table<'t, &'static [u8], ()>;
-
-/// Writes one row, or a tombstone where older versions are to be hidden, or nothing where there are none.
-fn write_row(
-    rows: &mut RowTable<'_>,
-    touched: &mut TouchedTable<'_>,
-    key: &Key,
-    epoch: EpochId,
-    value: Option<&[u8]>,
-) -> Result<()> {
-    let at = key.at(epoch);
-    let mark = touched_key(epoch, key);
-    if let Some(value) = value {
-        rows.insert(at.as_slice(), [&[1], value].concat().as_slice()).map_err(database)?;
-        touched.insert(mark.as_slice(), ()).map_err(database)?;
-        return Ok(());
-    }
-    let oldest = key.at(EpochId(0));
-    let older = rows.range(oldest.as_slice()..at.as_slice()).map_err(database)?.next().is_some();
-    if older {
-        rows.insert(at.as_slice(), &[0][..]).map_err(database)?;
-        touched.insert(mark.as_slice(), ()).map_err(database)?;
-    } else {
-        rows.remove(at.as_slice()).map_err(database)?;
-        touched.remove(mark.as_slice()).map_err(database)?;
-    }
-    Ok(())
-}
-
-/// Changes rows of sealed epochs within one transaction.
-pub(crate) struct RowWriter<'t> {
-    rows: RowTable<'t>,
-    touched: TouchedTable<'t>,
-    control: redb::Table<'t, &'static str, &'static [u8]>,
-}
-
-impl RowWriter<'_> {
-    /// Stores a row (`None`: a tombstone), in place of what was there.
-    pub(crate) fn put(&mut self, key: &Key, epoch: EpochId, value: Option<&[u8]>) -> Result<()> {
-        let stored = value.map_or_else(|| vec![0], |v| [&[1], v].concat());
-        self.rows.insert(key.at(epoch).as_slice(), stored.as_slice()).map_err(database)?;
-        self.touched.insert(touched_key(epoch, key).as_slice(), ()).map_err(database)?;
-        Ok(())
-    }
-
-    /// Removes a row.
-    pub(crate) fn remove(&mut self, key: &Key, epoch: EpochId) -> Result<()> {
-        self.rows.remove(key.at(epoch).as_slice()).map_err(database)?;
-        self.touched.remove(touched_key(epoch, key).as_slice()).map_err(database)?;
-        Ok(())
-    }
-
-    /// The row of exactly this epoch.
-    pub(crate) fn get(&self, key: &Key, epoch: EpochId) -> Result<Option<Option<Vec<u8>>>> {
-        let stored = self.rows.get(key.at(epoch).as_slice()).map_err(database)?;
-        stored.map(|s| live(s.value()).map(|v| v.map(<[u8]>::to_vec))).transpose()
-    }
-
-    /// Changes a control row.
-    pub(crate) fn control(&mut self, name: &str, value: Option<&[u8]>) -> Result<()> {
-        match value {
-            Some(v) => self.control.insert(name, v).map_err(database)?,
-            None => self.control.remove(name).map_err(database)?,
-        };
-        Ok(())
-    }
-}
-
-impl ReadView {
-    fn new(db: &redb::Database) -> Result<ReadView> {
-        let txn = db.begin_read().map_err(database)?;
-        Ok(ReadView {
-            rows: txn.open_table(ROWS).map_err(database)?,
-            touched: txn.open_table(TOUCHED).map_err(database)?,
-        })
-    }
-
-    fn newest_below(&self, lineage: &Lineage, key: &Key, limit: EpochId) -> Result<Option<(EpochId, Value)>> {
-        let (low, high) = (key.at(EpochId(0)), key.at(limit));
-        for entry in self.rows.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(database)?.rev() {
-            let (stored, value) = entry.map_err(database)?;
-            let (_, epoch) = split_epoch(stored.value())?;
-            if lineage.contains(epoch) {
-                return Ok(Some((epoch, live(value.value())?.map(Arc::from))));
-            }
-        }
-        Ok(None)
-    }
-
-    fn row_at(&self, key: &Key, epoch: EpochId) -> Result<Option<Value>> {
-        let stored = self.rows.get(key.at(epoch).as_slice()).map_err(database)?;
-        stored.map(|s| live(s.value()).map(|v| v.map(Arc::from))).transpose()
-    }
-
-    fn scan(
-        &self,
-        lineage: &Lineage,
-        prefix: &[u8],
-        mut each: impl FnMut(&[u8], Option<&[u8]>) -> Result<bool>,
-    ) -> Result<()> {
-        // Versions of a key come oldest first: the last one in the lineage counts.
-        let mut current: Option<(Vec<u8>, Option<Vec<u8>>)> = None;
-        for entry in self.rows.range::<&[u8]>(prefix..).map_err(database)? {
-            let (stored, value) = entry.map_err(database)?;
-            if !stored.value().starts_with(prefix) {
-                break;
-            }
-            let (key, epoch) = split_epoch(stored.value())?;
-            if !lineage.contains(epoch) {
-                continue;
-            }
-            let value = live(value.value())?;
-            match &mut current {
-                Some((k, v)) if k == key => *v = value.map(<[u8]>::to_vec),
-                _ => {
-                    if let Some((k, v)) = current.replace((key.to_vec(), value.map(<[u8]>::to_vec)))
-                        && !each(&k, v.as_deref())?
-                    {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-        if let Some((k, v)) = current {
-            each(&k, v.as_deref())?;
-        }
-        Ok(())
-    }
-}
-
-/// The database's errors, with the errno where the disk gave one.
-fn database(error: impl Into<redb::Error>) -> Error {
-    let error = error.into();
-    let errno = match &error {
-        redb::Error::Io(e) => e.raw_os_error(),
-        _ => None,
-    };
-    match error {
-        redb::Error::Corrupted(detail) => Error::Damaged { what: "metadata database", detail },
-        other => Error::Metadata(other.to_string(), errno),
     }
 }

@@ -1,0 +1,135 @@
+//! A commit: closing the memtables, making durable what their rows refer to, writing them, letting go of them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{MemTable, Meta, Slot, Value};
+use crate::chunk::database::{CONTROL, ROWS, ReadView, TOUCHED, database, write_row};
+use crate::chunk::rows::{Key, KeyKind};
+use crate::error::Result;
+use crate::types::{EpochId, Ino};
+
+/// Who owns what the rows refer to: the layers.
+pub(crate) trait Source {
+    /// A commit begins: whatever was applied up to here will be in it.
+    fn begin_commit(&self);
+    /// Encodes a layer's row as it is now, having made durable what it refers to. `None` defers the row to a later
+    /// commit (only when not `full`): its data is not on the disk yet, and nobody has asked for it.
+    /// `row` is what the memtable has.
+    fn before_commit(&self, ino: Ino, epoch: EpochId, row: &[u8], full: bool) -> Result<LayerCommit>;
+    /// Makes durable what must be on the disk before the names that lead to it.
+    fn sync_promised(&self) -> Result<()>;
+    /// The rows are on the disk.
+    fn after_commit(&self);
+}
+
+/// What [`Source::before_commit`] says about a layer's row.
+pub(crate) enum LayerCommit {
+    /// Write this row.
+    Write(Vec<u8>),
+    /// Leave it for a later commit.
+    Defer,
+    /// Write what the memtable has.
+    AsIs,
+    /// Write nothing.
+    Skip,
+}
+
+impl Meta {
+    pub(super) fn commit_now(&self, source: &dyn Source, full: bool) -> Result<()> {
+        source.begin_commit();
+        let (closed, upto) = self.close_tables();
+        source.sync_promised()?;
+        if closed.iter().all(|t| t.is_empty()) {
+            self.drop_closed(Vec::new())?;
+            source.after_commit();
+            return Ok(());
+        }
+        let mut deferred: Vec<(EpochId, Key, Value)> = Vec::new();
+        let txn = self.db()?.begin_write().map_err(database)?;
+        {
+            let mut rows = txn.open_table(ROWS).map_err(database)?;
+            let mut touched = txn.open_table(TOUCHED).map_err(database)?;
+            let mut control = txn.open_table(CONTROL).map_err(database)?;
+            for table in &closed {
+                for (key, value) in &table.rows {
+                    let encoded;
+                    let mut bytes = value.as_deref();
+                    if let (KeyKind::Layer(ino), Some(row)) = (key.kind(), bytes) {
+                        match source.before_commit(ino, table.epoch, row, full)? {
+                            LayerCommit::Write(row) => {
+                                encoded = row;
+                                bytes = Some(&encoded);
+                            }
+                            LayerCommit::Defer => {
+                                deferred.push((table.epoch, key.clone(), value.clone()));
+                                continue;
+                            }
+                            LayerCommit::AsIs => {}
+                            LayerCommit::Skip => continue,
+                        }
+                    }
+                    write_row(&mut rows, &mut touched, key, table.epoch, bytes)?;
+                }
+                for (name, value) in &table.control {
+                    match value {
+                        Some(v) => control.insert(name.as_str(), v.as_slice()).map_err(database)?,
+                        None => control.remove(name.as_str()).map_err(database)?,
+                    };
+                }
+            }
+        }
+        txn.commit().map_err(database)?;
+        self.drop_closed(deferred)?;
+        self.committed.fetch_max(upto, Ordering::AcqRel);
+        source.after_commit();
+        Ok(())
+    }
+
+    /// Closes every open memtable and opens an empty one of the same epoch above it.
+    fn close_tables(&self) -> (Vec<Arc<MemTable>>, u64) {
+        let mut tables = self.tables.write();
+        let mut stack = Vec::with_capacity(tables.stack.len() + 1);
+        let mut closed = Vec::new();
+        let newest = tables.stack.first().map(|t| t.table().epoch);
+        for slot in tables.stack.drain(..) {
+            match slot {
+                Slot::Open(table) => {
+                    // An epoch that was left behind keeps an open table until it is sealed.
+                    stack.push(Slot::Open(Box::new(MemTable::new(table.epoch))));
+                    if !table.is_empty() || Some(table.epoch) == newest {
+                        let table = Arc::from(table);
+                        closed.push(Arc::clone(&table));
+                        stack.push(Slot::Closed(table));
+                    }
+                }
+                Slot::Closed(table) => {
+                    closed.push(Arc::clone(&table));
+                    stack.push(Slot::Closed(table));
+                }
+            }
+        }
+        tables.stack = stack;
+        closed.reverse();
+        (closed, self.applied.load(Ordering::Acquire))
+    }
+
+    /// Shows readers the new state of the database in place of the closed memtables.
+    fn drop_closed(&self, deferred: Vec<(EpochId, Key, Value)>) -> Result<()> {
+        let view = Arc::new(ReadView::new(&*self.db()?)?);
+        let mut tables = self.tables.write();
+        tables.view = view;
+        tables.stack.retain(|t| matches!(t, Slot::Open(_)));
+        for (epoch, key, value) in deferred {
+            let open = tables.stack.iter_mut().find_map(|t| match t {
+                Slot::Open(t) if t.epoch == epoch => Some(t),
+                _ => None,
+            });
+            // A row that came in meanwhile is newer.
+            if let Some(table) = open {
+                table.rows.entry(key).or_insert(value);
+            }
+        }
+        Ok(())
+    }
+}

@@ -58,7 +58,7 @@ pub(crate) fn eject(data_dir: &Path, store: Option<&Path>, progress: &dyn Progre
         let lock = StoreLock::take(&dir, &path)?;
         match journal::read(dir.as_fd())? {
             Some(Journal::EjectReady(way, root)) if given(way, &dir, &path)? => {
-                go_on(&place, &dir, way, root, progress)?;
+                go_on(&place, &dir, way, &root, progress)?;
                 return Ok(data_dir);
             }
             Some(Journal::EjectBuilding | Journal::EjectReady(..)) | None => drop(lock),
@@ -81,9 +81,9 @@ pub(crate) fn eject(data_dir: &Path, store: Option<&Path>, progress: &dyn Progre
     }
     let root = build_tree(&place, &dir, progress)?;
     stop::here();
-    journal::write(dir.as_fd(), &Journal::EjectReady(place.way, root))?;
+    journal::write(dir.as_fd(), &Journal::EjectReady(place.way, root.clone()))?;
     stop::here();
-    go_on(&place, &dir, place.way, root, progress)?;
+    go_on(&place, &dir, place.way, &root, progress)?;
     Ok(data_dir)
 }
 

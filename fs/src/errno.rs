@@ -65,6 +65,7 @@ table! {
     BadSnapshotOption => EINVAL,
     // The store as a whole.
     NotAStore => EINVAL,
+    StoreMissing => EINVAL,
     Locked => EBUSY,
     NewerFormat => EINVAL,
     CannotAdopt => EINVAL,

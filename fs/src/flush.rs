@@ -18,12 +18,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use parking_lot::Mutex;
-use snapstore::Ino;
 use snapstore::control::Failure;
 
 use crate::handles::Writer;
 use crate::mounted::{Mounted, failed};
-use crate::node::Tag;
+use crate::node::NodeId;
 use crate::sys;
 use crate::tree::MountTree;
 
@@ -53,10 +52,10 @@ impl Drop for Flusher<'_> {
 impl Mounted {
     /// Has the kernel write back every inode that is open for writing. Never on a thread that answers requests.
     pub(crate) fn flush_writers(&self) -> Result<(), Failure> {
-        let writers = self.tree.handles.writers(self.tree.serial());
+        let writers = self.tree.handles.writers(self.tree.live_tag());
         let failures = Mutex::new(Vec::new());
         self.for_each(&writers, |writer| {
-            if let Err(error) = self.flush_inode(writer.ino) {
+            if let Err(error) = self.flush_inode(writer.id) {
                 failures.lock().push((*writer, error));
             }
         });
@@ -89,20 +88,24 @@ impl Mounted {
         }
     }
 
-    fn flush_inode(&self, ino: Ino) -> io::Result<()> {
+    fn flush_inode(&self, id: NodeId) -> io::Result<()> {
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open(self.path_of(ino));
+            .open(self.path_of(id));
         let result = match opened {
             Ok(file) => self.sync_pages(&file),
             // Closed for good since we listed it, so the kernel has flushed it.
-            Err(_) if !self.tree.handles.is_writer(ino, self.tree.serial()) => Ok(()),
-            // Without root, a file that its owner may not read.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.write_back(ino),
+            Err(_) if !self.tree.handles.is_writer(id) => Ok(()),
+            // Without root, a file that its owner may not read; or one that somebody holds a lease on.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::WouldBlock) =>
+            {
+                self.write_back(id)
+            }
             Err(error) => Err(error),
         };
-        self.drop_path_of(ino);
+        self.drop_path_of(id);
         result
     }
 
@@ -112,9 +115,9 @@ impl Mounted {
     }
 
     /// The slow way: dropping cached pages writes them back first.
-    fn write_back(&self, ino: Ino) -> io::Result<()> {
+    fn write_back(&self, id: NodeId) -> io::Result<()> {
         match self.kernel() {
-            Some(kernel) => kernel.forget_content(Tag::LIVE.node(ino)),
+            Some(kernel) => kernel.forget_content(id),
             None => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -123,6 +126,9 @@ impl Mounted {
     pub(crate) fn describe(&self, writer: &Writer) -> String {
         let process = std::fs::read_to_string(format!("/proc/{}/comm", writer.opened_by));
         let process = process.map(|name| format!(" {}", name.trim())).unwrap_or_default();
-        format!("the file with inode number {} (opened by process {}{process})", writer.ino, writer.opened_by)
+        format!(
+            "the file with inode number {} (opened by process {}{process})",
+            writer.id.0, writer.opened_by
+        )
     }
 }

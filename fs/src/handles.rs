@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use snapstore::backend::{FileRead, FileWrite};
 use snapstore::{FileKind, Ino};
 
-use crate::node::NodeId;
+use crate::node::{NodeId, Tag};
 
 const SHARDS: usize = 16;
 
@@ -26,7 +26,7 @@ pub enum Handle {
     /// A file of the live head, open for writing (and reading).
     LiveWrite(LiveWrite),
     /// A live file that a barrier has opened to flush it. It reads and writes nothing.
-    Flush(Ino),
+    Flush(NodeId),
     /// A file of a view.
     View(Arc<dyn FileRead>),
     /// A directory.
@@ -37,6 +37,8 @@ pub enum Handle {
 pub struct LiveRead {
     /// The inode.
     pub ino: Ino,
+    /// Its node.
+    pub id: NodeId,
     /// The serial of its head.
     pub serial: u64,
     /// Its content.
@@ -47,6 +49,8 @@ pub struct LiveRead {
 pub struct LiveWrite {
     /// The inode.
     pub ino: Ino,
+    /// Its node.
+    pub id: NodeId,
     /// The serial of its head.
     pub serial: u64,
     /// Its content.
@@ -84,8 +88,8 @@ pub struct Listed {
 /// An inode that is open for writing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Writer {
-    /// The inode.
-    pub ino: Ino,
+    /// The inode's node.
+    pub id: NodeId,
     /// The thread that opened it last, as the kernel named it.
     pub opened_by: u32,
 }
@@ -101,8 +105,8 @@ pub struct Handles {
     next: AtomicU64,
     open: AtomicU64,
     writing: AtomicU64,
-    /// By inode and head serial. Taken after no other lock.
-    writers: Mutex<HashMap<(Ino, u64), WriterCount>>,
+    /// Taken after no other lock.
+    writers: Mutex<HashMap<NodeId, WriterCount>>,
 }
 
 impl Default for Handles {
@@ -129,9 +133,7 @@ impl Handles {
                 self.open.fetch_add(1, Ordering::Relaxed);
                 self.writing.fetch_add(1, Ordering::Relaxed);
                 let mut writers = self.writers.lock();
-                let count = writers
-                    .entry((file.ino, file.serial))
-                    .or_insert(WriterCount { handles: 0, opened_by: pid });
+                let count = writers.entry(file.id).or_insert(WriterCount { handles: 0, opened_by: pid });
                 count.handles += 1;
                 count.opened_by = pid;
             }
@@ -158,10 +160,10 @@ impl Handles {
                 self.open.fetch_sub(1, Ordering::Relaxed);
                 self.writing.fetch_sub(1, Ordering::Relaxed);
                 let mut writers = self.writers.lock();
-                if let Some(count) = writers.get_mut(&(file.ino, file.serial)) {
+                if let Some(count) = writers.get_mut(&file.id) {
                     count.handles -= 1;
                     if count.handles == 0 {
-                        writers.remove(&(file.ino, file.serial));
+                        writers.remove(&file.id);
                     }
                 }
             }
@@ -173,19 +175,16 @@ impl Handles {
         Some(handle)
     }
 
-    /// The inodes of the head with this serial that are open for writing.
-    pub fn writers(&self, serial: u64) -> Vec<Writer> {
+    /// The inodes of the head with this tag that are open for writing.
+    pub fn writers(&self, live: Tag) -> Vec<Writer> {
         let writers = self.writers.lock();
-        writers
-            .iter()
-            .filter(|((_, of), _)| *of == serial)
-            .map(|((ino, _), count)| Writer { ino: *ino, opened_by: count.opened_by })
-            .collect()
+        let of_head = writers.iter().filter(|(id, _)| id.tag() == live);
+        of_head.map(|(id, count)| Writer { id: *id, opened_by: count.opened_by }).collect()
     }
 
-    /// Whether the inode is open for writing in the head with this serial.
-    pub fn is_writer(&self, ino: Ino, serial: u64) -> bool {
-        self.writers.lock().contains_key(&(ino, serial))
+    /// Whether the inode is open for writing.
+    pub fn is_writer(&self, id: NodeId) -> bool {
+        self.writers.lock().contains_key(&id)
     }
 
     /// How many files are open, and how many of them for writing.

@@ -14,6 +14,4 @@ pub trait Kernel: Send + Sync {
     fn forget_name(&self, dir: NodeId, name: &OsStr) -> io::Result<()>;
     /// Write back and drop cached content and attributes.
     fn forget_content(&self, id: NodeId) -> io::Result<()>;
-    /// Drop cached attributes.
-    fn forget_attributes(&self, id: NodeId) -> io::Result<()>;
 }

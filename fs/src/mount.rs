@@ -138,8 +138,12 @@ fn default_threads() -> usize {
 
 /// Mounts an empty connection: directly where we may, else through the helper. With what that leaves out, in words.
 fn attach(point: &Path, mode: u32) -> Result<(OwnedFd, Vec<String>), MountError> {
+    if !geteuid().is_root() {
+        return attach_by_helper(point);
+    }
     match attach_directly(point, mode) {
         Ok(device) => Ok((device, Vec::new())),
+        // Root of a container that may not mount.
         Err(MountError::Mount { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => {
             attach_by_helper(point)
         }
@@ -155,9 +159,6 @@ fn attach_directly(point: &Path, mode: u32) -> Result<OwnedFd, MountError> {
         .custom_flags(libc::O_CLOEXEC)
         .open("/dev/fuse")
         .map_err(|source| MountError::NoDevice { source })?;
-    if !geteuid().is_root() {
-        return Err(failed(Errno::EPERM));
-    }
     let data = format!(
         "fd={},rootmode={mode:o},user_id={},group_id={},default_permissions,allow_other",
         device.as_raw_fd(),
@@ -194,14 +195,15 @@ fn users_may_allow_other() -> bool {
     config.lines().any(|line| line.trim() == "user_allow_other")
 }
 
-/// Takes away the mount that a daemon left at a path when it died (every access there says ENOTCONN). `false`: there
-/// is none.
+/// Takes away the mount that a daemon left at a path when it died (what the kernel has not cached says ENOTCONN).
+/// `false`: there is none.
 pub fn clear_dead_mount(path: &Path) -> io::Result<bool> {
     let mut cleared = false;
     // Several may lie above each other.
     for _ in 0..16 {
-        match fs::metadata(path) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {}
+        // Not `stat`: the kernel may still have the attributes that the daemon told it to keep.
+        match nix::sys::statvfs::statvfs(path) {
+            Err(Errno::ENOTCONN | Errno::ECONNABORTED) => {}
             _ => break,
         }
         let point = resolve_dead(path)?;

@@ -8,11 +8,11 @@
 //! the store is closed and marked clean, and [`Mounted::wait`] returns.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
-use snapstore::Ino;
 use snapstore::backend::{Backend, HeightQuery, SnapshotInfo, SnapshotOptions};
 use snapstore::control::{Failure, FailureKind};
 
@@ -20,8 +20,8 @@ use crate::adapter::Requests;
 use crate::errno::{Errno, Result};
 use crate::kernel::Kernel;
 use crate::mount::{Cache, MountOptions};
-use crate::node::{NodeId, Tag};
-use crate::tree::{MountTree, TreeOptions, height_of};
+use crate::node::{NodeId, Virtual};
+use crate::tree::{MountTree, Node, TreeOptions, height_of};
 
 /// A mounted file system.
 pub struct Mounted {
@@ -105,9 +105,7 @@ impl Mounted {
     /// As [`Mounted::wait`], for at most so long; `None`: it is still mounted.
     pub(crate) fn wait_for(&self, time: std::time::Duration) -> Option<Result<(), Failure>> {
         let mut end = self.end.lock();
-        if end.is_none() {
-            self.ended.wait_for(&mut end, time);
-        }
+        self.ended.wait_while_for(&mut end, |end| end.is_none(), time);
         end.clone()
     }
 
@@ -161,15 +159,15 @@ impl Mounted {
     /// `fsync` of a directory: live, it makes names durable; in a view, it waits until the snapshot is.
     pub(crate) fn sync_directory(&self, fh: u64) -> Result<()> {
         let Some(id) = self.tree.directory(fh) else { return Err(Errno(libc::EBADF)) };
-        match id.tag() {
-            Tag::LIVE => Ok(self.tree.head().sync_names()?),
-            Tag::VIRTUAL => Ok(()),
-            tag => {
-                let view = self.tree.views.get(tag).ok_or(Errno(libc::ESTALE))?;
+        let node = self.tree.enter().node(id)?;
+        match node {
+            Node::Live(_) => Ok(self.tree.head().sync_names()?),
+            Node::Virtual(_) => Ok(()),
+            Node::View(view, _) => {
                 // A height that is gone, or stands for another epoch by now, has nothing left to wait for.
                 match self.backend.find(HeightQuery::Exact(view.view.height)) {
                     Ok(found) if found.epoch == view.view.epoch => {
-                        Ok(self.backend.wait_durable(view.view.height)?)
+                        Ok(self.backend.wait_durable(view.view.epoch)?)
                     }
                     _ => Ok(()),
                 }
@@ -177,20 +175,18 @@ impl Mounted {
         }
     }
 
-    /// The path of a live inode by number, for threads that [`crate::flush::Flusher`] has let in.
-    pub(crate) fn path_of(&self, ino: Ino) -> std::path::PathBuf {
-        let inodes = crate::node::Virtual::Inodes.name();
-        self.options.mountpoint.join(inodes).join(ino.to_string())
+    /// The path of a node by number, for threads that [`crate::flush::Flusher`] has let in.
+    pub(crate) fn path_of(&self, id: NodeId) -> PathBuf {
+        self.options.mountpoint.join(Virtual::Inodes.name()).join(id.0.to_string())
     }
 
-    /// Has the kernel drop the name by which a live inode was reached by number. It would keep the inode in memory,
-    /// and so an unlinked file on the disk.
-    pub(crate) fn drop_path_of(&self, ino: Ino) {
+    /// Has the kernel drop the name by which a node was reached by number. It would keep the node in memory, and so an
+    /// unlinked file on the disk.
+    pub(crate) fn drop_path_of(&self, id: NodeId) {
         if let Some(kernel) = self.kernel()
-            && let Err(error) =
-                kernel.forget_name(crate::node::Virtual::Inodes.id(), OsStr::new(&ino.to_string()))
+            && let Err(error) = kernel.forget_name(Virtual::Inodes.id(), OsStr::new(&id.0.to_string()))
         {
-            tracing::debug!(%ino, %error, "the kernel keeps a name of @ino");
+            tracing::debug!(?id, %error, "the kernel keeps a name of @ino");
         }
     }
 

@@ -2,33 +2,38 @@
 //!
 //! After a switch no program may see a byte, a size or a name of the old head, though the kernel was told it could
 //! keep them for hours. Invalidating attributes does not do it: with writeback cache the kernel trusts its own sizes
-//! and pages. So each inode gets a **new generation** (the head's serial): told of it, the kernel drops the old inode
-//! with all that it had cached, and every handle and mapping of it fails from then on. In three steps:
+//! and pages. So every inode of the new head has **another number** (the head's new tag): what the kernel has cached
+//! belongs to numbers that nothing leads to any more. In three steps:
 //!
-//! 1. *Switch* with nobody in the tree: no answer drawn from the old head is given afterwards.
+//! 1. *Switch* with nobody in the tree. From then on the old numbers are answered ESTALE, on which the kernel walks a
+//!    path again, and old handles EIO.
 //! 2. *Names*: drop every name in the root, of the old head and of the new. A directory's name takes what is cached
-//!    below it along, so each later look-up comes to us. The root itself has no generation; its attributes are
-//!    dropped.
+//!    below it along, so each later look-up comes to us. The root keeps its number; its attributes are dropped.
 //! 3. *What is still held*: open files and mappings, working directories. The kernel gives most inodes back by itself
-//!    in step 2; those it keeps are looked up by number (`@ino`), which tells it the new generation. Before that,
-//!    cached pages are dropped, so that mappings fault. An inode that the new head does not have gets a stand-in.
+//!    in step 2. Of those it keeps, the cached pages are dropped, so that mappings fault; then each is looked up by
+//!    number (`@ino`), which is answered with a new FUSE generation: on that the kernel refuses every use of the old
+//!    inode (EIO), without asking us.
 
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use snapstore::Ino;
 use snapstore::backend::SwitchReport;
 use snapstore::control::Failure;
 use snapstore::procs;
 
 use crate::kernel::Kernel;
 use crate::mounted::{Mounted, busy};
-use crate::node::{NodeId, Tag};
+use crate::node::NodeId;
 
 /// How long the kernel gets to give back, by itself, what it no longer uses. The rest is asked for one by one.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// So few held nodes that it is quicker to look them up than to wait.
+const FEW: usize = 64;
+
+/// How long the kernel may take to tell that a file was closed.
+const RELEASE: Duration = Duration::from_millis(300);
 
 /// The most files or processes that an error names.
 pub(crate) const NAMED: usize = 5;
@@ -56,7 +61,14 @@ impl Mounted {
 
     /// Refuses while files are open for writing: what is written into a head that is left would be lost unnoticed.
     fn refuse_writers(&self) -> Result<(), Failure> {
-        let writers = self.tree.handles.writers(self.tree.serial());
+        let live = self.tree.live_tag();
+        let mut writers = self.tree.handles.writers(live);
+        // A file that was closed just now is still open here: the kernel tells of it later.
+        let until = Instant::now() + RELEASE;
+        while !writers.is_empty() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(2));
+            writers = self.tree.handles.writers(live);
+        }
         if writers.is_empty() {
             return Ok(());
         }
@@ -87,38 +99,31 @@ impl Mounted {
 
     /// Has the kernel drop the inodes of older heads that it still holds.
     fn drop_older(&self, kernel: &dyn Kernel) {
-        let older = self.older_when_settled();
-        let done = |ino: &Ino| {
+        let held = self.held_when_settled();
+        self.for_each(&held, |id| {
             // First the pages, mapped ones too; a fault reads through the old handle from now on, which fails.
-            if let Err(error) = kernel.forget_content(Tag::LIVE.node(*ino)) {
-                tracing::debug!(%ino, %error, "content of the old head");
+            if let Err(error) = kernel.forget_content(*id) {
+                tracing::debug!(?id, %error, "content of the old head");
             }
             // Then the look-up that tells the new generation.
-            let _ = self.path_of(*ino).symlink_metadata();
-            self.drop_path_of(*ino);
-        };
-        self.for_each(&older, done);
+            let _ = self.path_of(*id).symlink_metadata();
+            self.drop_path_of(*id);
+        });
     }
 
-    /// The inodes of older heads that the kernel goes on holding after it gave back what it had no use for.
-    fn older_when_settled(&self) -> Vec<Ino> {
-        let serial = self.tree.serial();
+    /// The nodes of older heads that the kernel goes on holding after it gave back what it had no use for.
+    fn held_when_settled(&self) -> Vec<NodeId> {
+        let live = self.tree.live_tag();
         let until = Instant::now() + PATIENCE;
-        let mut older: HashSet<Ino> = self.tree.lookups.older(serial).into_iter().collect();
-        loop {
-            if older.len() < 64 || Instant::now() > until {
-                break;
-            }
+        let mut held = self.tree.lookups.of_other_heads(live);
+        while held.len() > FEW && Instant::now() < until {
             thread::sleep(Duration::from_millis(5));
-            let left: HashSet<Ino> = self.tree.lookups.older(serial).into_iter().collect();
-            let settled = left.len() == older.len();
-            older = left;
-            if settled {
+            let left = self.tree.lookups.of_other_heads(live);
+            if left.len() == held.len() {
                 break;
             }
+            held = left;
         }
-        // The root keeps its inode for ever.
-        older.remove(&Ino::ROOT);
-        older.into_iter().collect()
+        held
     }
 }

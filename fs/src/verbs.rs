@@ -3,7 +3,7 @@
 //! What concerns only the store is answered as for one that is not mounted ([`snapstore::control::verbs`]). Here is
 //! the rest: a cut needs the barrier before it, a switch needs the kernel to forget, and unmounting is ours alone.
 
-use snapstore::backend::{SnapshotInfo, SwitchReport};
+use snapstore::backend::SwitchReport;
 use snapstore::control::{Failure, Reply, Request, Side, Verbs, verbs};
 
 use crate::mounted::Mounted;
@@ -17,8 +17,7 @@ impl Verbs for Mounted {
                 if !*wait {
                     return Ok(Reply::Snapshot(taken));
                 }
-                self.backend.wait_durable(*height)?;
-                Ok(Reply::Snapshot(SnapshotInfo { durable: true, ..taken }))
+                Ok(Reply::Snapshot(verbs::durable(&*self.backend, taken)?))
             }
             Request::Rollback { to, preserve, force, dry_run } => {
                 let _one = self.verb.lock();

@@ -7,7 +7,7 @@
 //! The kernel's references to a view's nodes are counted together; with the last one the tag is free. Tags are given
 //! out in a circle, so a tag comes back as late as possible.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,6 +46,8 @@ pub struct Views {
 struct Table {
     by_tag: HashMap<Tag, Arc<ViewNode>>,
     by_name: HashMap<(EpochId, OsString), Tag>,
+    /// Tags of live heads. Few: one for each switch since the mount.
+    heads: HashSet<Tag>,
     last: u32,
 }
 
@@ -66,6 +68,14 @@ impl Views {
         node
     }
 
+    /// A tag for a live head, that no view ever gets.
+    pub fn tag_for_head(&self) -> Tag {
+        let mut table = self.table.write();
+        let tag = table.free_tag();
+        table.heads.insert(tag);
+        tag
+    }
+
     /// The view of a tag.
     pub fn get(&self, tag: Tag) -> Option<Arc<ViewNode>> {
         self.table.read().by_tag.get(&tag).cloned()
@@ -77,22 +87,17 @@ impl Views {
         node.references.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes back references that the kernel has dropped.
-    pub fn forget(&self, tag: Tag, references: u64) {
-        let Some(node) = self.get(tag) else { return };
+    /// Takes back references that the kernel has dropped. `false`: the tag is no view's.
+    pub fn forget(&self, tag: Tag, references: u64) -> bool {
+        let Some(node) = self.get(tag) else { return false };
         if node.references.fetch_sub(references, Ordering::AcqRel) > references {
-            return;
+            return true;
         }
         let mut table = self.table.write();
         if node.references.load(Ordering::Acquire) == 0 && table.by_tag.remove(&tag).is_some() {
             table.by_name.remove(&(node.view.epoch, node.name.clone()));
         }
-    }
-
-    /// How many views the kernel knows.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.table.read().by_tag.len()
+        true
     }
 }
 
@@ -101,7 +106,7 @@ impl Table {
         loop {
             self.last = (self.last + 1) % Tag::VIRTUAL.0;
             let tag = Tag(self.last);
-            if tag != Tag::LIVE && !self.by_tag.contains_key(&tag) {
+            if tag != Tag::FIRST && !self.by_tag.contains_key(&tag) && !self.heads.contains(&tag) {
                 return tag;
             }
         }

@@ -147,7 +147,7 @@ fn a_snapshot_has_what_was_written_and_mapped_before_it() {
     mapped.set_len(1 << 20).unwrap();
     let map = common::map::Map::new(&mapped, 1 << 20);
     map.write(5000, b"through the map");
-    fs::set_permissions(m.path("mapped"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(m.path("mapped"), fs::Permissions::from_mode(0o000)).unwrap();
     let before = m.mem.syncs();
     m.snapshot(1);
     assert_eq!(m.mem.syncs(), before, "a cut waits for the kernel, not for the disk");

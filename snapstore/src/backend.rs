@@ -329,8 +329,9 @@ pub trait Backend: Send + Sync {
     /// has changed since (then it is returned again);
     /// [`Error::HeightNotNewer`](crate::Error::HeightNotNewer).
     fn snapshot(&self, height: Height, options: &SnapshotOptions) -> Result<SnapshotInfo>;
-    /// Waits until the snapshot of `height` survives a power cut.
-    fn wait_durable(&self, height: Height) -> Result<()>;
+    /// Waits until the snapshot of an epoch survives a power cut. One that was deleted meanwhile has nothing left to
+    /// wait for.
+    fn wait_durable(&self, epoch: EpochId) -> Result<()>;
     /// All snapshots in the live head's past, ascending. With `space` the two byte counts are worked out (this may
     /// read metadata); without, they are 0.
     fn snapshots(&self, space: bool) -> Result<Vec<SnapshotInfo>>;

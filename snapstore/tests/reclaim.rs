@@ -158,3 +158,27 @@ fn what_a_rollback_left_goes_when_it_is_dropped() {
     assert_eq!(read_view(&*store, 1, "f"), content(1, 3));
     assert!(store.undo_rollback(false).is_err());
 }
+
+#[test]
+fn several_at_once_free_what_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    chunk::create_empty(&path, Path::new("/data")).unwrap();
+    let store = open(&path);
+    let head = store.head();
+    let ino = create(&*head, "f");
+    let file = head.open_write(ino).unwrap();
+    for (height, first, count) in [(1, 0, 256), (2, 0, 64), (3, 32, 64), (4, 0, 256)] {
+        file.write_at(&content(height as u8, count), first * 4096, WriteOrigin::Call).unwrap();
+        snap(&*store, height);
+    }
+    store.settle().unwrap();
+    for (gone, chunks) in [(vec![2], 32), (vec![1, 3], 256 + 32 + 64)] {
+        let (_, before) = layers(&path, ino);
+        let gone: Vec<Height> = gone.into_iter().map(Height).collect();
+        assert_eq!(store.delete(&gone, false).unwrap().freed_bytes, chunks * 4096);
+        store.settle().unwrap();
+        assert_eq!(before - layers(&path, ino).1, chunks, "{gone:?}");
+    }
+    assert_eq!(read_view(&*store, 4, "f"), content(4, 256));
+}

@@ -8,7 +8,7 @@ use snapstore::backend::{RenameMode, XattrMode};
 use snapstore::{Attr, CHUNK_SIZE, FileKind, Timestamp};
 
 use crate::errno::{Errno, Result};
-use crate::node::{NodeId, Tag};
+use crate::node::NodeId;
 use crate::tree::Caller;
 
 pub fn caller(req: &Request) -> Caller {
@@ -21,10 +21,6 @@ pub fn node(ino: INodeNo) -> NodeId {
 
 pub fn errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.0)
-}
-
-pub fn is_view(id: NodeId) -> bool {
-    id.tag() != Tag::LIVE && id.tag() != Tag::VIRTUAL
 }
 
 pub fn file_type(kind: FileKind) -> FileType {
@@ -82,8 +78,20 @@ pub fn negative() -> FileAttr {
 
 pub fn timestamp(time: TimeOrNow) -> Timestamp {
     match time {
-        TimeOrNow::SpecificTime(time) => time.into(),
+        TimeOrNow::SpecificTime(time) => from_fuser(time),
         TimeOrNow::Now => Timestamp::now(),
+    }
+}
+
+/// A time that came through fuser, which for times before 1970 takes the nanoseconds away instead of adding them
+/// (fuser 0.18, `system_time_from_time`). Undone here; its other direction is right.
+pub fn from_fuser(time: std::time::SystemTime) -> Timestamp {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(_) => time.into(),
+        Err(before) => {
+            let d = before.duration();
+            Timestamp { secs: -(d.as_secs() as i64), nanos: d.subsec_nanos() }
+        }
     }
 }
 

@@ -12,11 +12,12 @@
 
 mod decode;
 mod init;
+mod reply;
 mod requests;
+mod session;
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -30,74 +31,23 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use snapstore::FileKind;
 use snapstore::backend::{SetAttr, WriteOrigin};
-use snapstore::{FileKind, Timestamp};
 
 use crate::errno::{Errno, Result};
-use crate::kernel::Kernel;
 use crate::mounted::Mounted;
-use crate::node::NodeId;
 use crate::tree::{Entered, Found, Make, is_heights};
 
-use decode::{caller, errno, file_attr, file_type, negative, node, rename_mode, timestamp, xattr_mode};
+use decode::{caller, errno, file_attr, file_type, from_fuser, node, rename_mode, timestamp, xattr_mode};
 pub use init::Wanted;
+use reply::{send_empty, send_entry, send_xattr};
 pub use requests::{Kind, Requests};
+pub use session::Session;
 
 /// Answers the kernel's requests out of a mounted tree.
 struct Adapter {
     mounted: Arc<Mounted>,
     wanted: Wanted,
-}
-
-/// A connection that is ready to be served.
-pub struct Session {
-    session: fuser::Session<Adapter>,
-}
-
-impl Session {
-    /// Shakes hands with the kernel over the descriptor of a mount that was just made.
-    pub fn new(
-        mounted: Arc<Mounted>,
-        device: OwnedFd,
-        wanted: Wanted,
-        workers: usize,
-    ) -> io::Result<Session> {
-        let mut config = fuser::Config::default();
-        config.n_threads = Some(workers);
-        // A queue of its own for each worker.
-        config.clone_fd = std::fs::File::open("/dev/fuse").is_ok();
-        // Who may come in at all is the kernel's decision, made by the mount's options. The library's own check would
-        // refuse the kernel's write-back threads, which come as root.
-        let acl = fuser::SessionACL::All;
-        let session = fuser::Session::from_fd(Adapter { mounted, wanted }, device, acl, config)?;
-        Ok(Session { session })
-    }
-
-    /// What can be told to the kernel over this connection.
-    pub fn kernel(&self) -> Box<dyn Kernel> {
-        Box::new(Notifier(self.session.notifier()))
-    }
-
-    /// Serves until the file system is unmounted.
-    pub fn run(self) -> io::Result<()> {
-        self.session.run()
-    }
-}
-
-struct Notifier(fuser::Notifier);
-
-impl Kernel for Notifier {
-    fn forget_name(&self, dir: NodeId, name: &OsStr) -> io::Result<()> {
-        self.0.inval_entry(INodeNo(dir.0), name)
-    }
-
-    fn forget_content(&self, id: NodeId) -> io::Result<()> {
-        self.0.inval_inode(INodeNo(id.0), 0, 0)
-    }
-
-    fn forget_attributes(&self, id: NodeId) -> io::Result<()> {
-        self.0.inval_inode(INodeNo(id.0), -1, 0)
-    }
 }
 
 impl Adapter {
@@ -154,38 +104,10 @@ impl Adapter {
     }
 }
 
-fn send_entry(found: Result<Found>, reply: ReplyEntry) {
-    match found {
-        Ok(Found::Entry(e)) => {
-            let attr = file_attr(e.id, &e.attr);
-            reply.entry_with_ttls(&e.attr_ttl, &e.entry_ttl, &attr, Generation(e.generation));
-        }
-        Ok(Found::Nothing(ttl)) => reply.entry(&ttl, &negative(), Generation(0)),
-        Err(e) => reply.error(errno(e)),
-    }
-}
-
-fn send_empty(result: Result<()>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(errno(e)),
-    }
-}
-
-/// `getxattr` and `listxattr` ask for the size first, with a size of 0.
-fn send_xattr(value: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match value {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(e) => reply.error(errno(e)),
-    }
-}
-
 /// A live file may stay cached over its opening, and a view's file all the more: this process is the only writer.
 const FILE: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
 /// A view's directory never changes.
-const VIEW_DIRECTORY: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_CACHE_DIR);
+const FROZEN_DIRECTORY: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_CACHE_DIR);
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -244,7 +166,7 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(timestamp),
             mtime: mtime.map(timestamp),
-            ctime: ctime.map(Timestamp::from),
+            ctime: ctime.map(from_fuser),
             drop_privileges: false,
         };
         let fh = fh.map(|fh| fh.0);
@@ -453,12 +375,12 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let flags = if decode::is_view(node(ino)) { VIEW_DIRECTORY } else { FopenFlags::empty() };
         self.serve(
             Kind::OpenDir,
             |tree| tree.open_dir(caller(req), node(ino)),
             |result| match result {
-                Ok(fh) => reply.opened(FileHandle(fh), flags),
+                Ok((fh, true)) => reply.opened(FileHandle(fh), FROZEN_DIRECTORY),
+                Ok((fh, false)) => reply.opened(FileHandle(fh), FopenFlags::empty()),
                 Err(e) => reply.error(errno(e)),
             },
         );

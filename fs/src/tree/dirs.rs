@@ -8,12 +8,12 @@ use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use snapstore::{Attr, FileKind, Ino};
+use snapstore::{Attr, DirEntry, FileKind, Ino};
 
 use super::{Caller, Entered, Entry, Found, MountTree, Node};
 use crate::errno::{Errno, Result};
 use crate::handles::{Directory, Handle, Listed, Listing};
-use crate::node::{NodeId, Tag, Virtual};
+use crate::node::{NodeId, Virtual};
 
 /// An entry of a directory, as a listing tells it.
 pub struct DirItem<'a> {
@@ -28,11 +28,11 @@ pub struct DirItem<'a> {
 }
 
 impl Entered<'_> {
-    /// Opens a directory.
-    pub fn open_dir(&self, caller: Caller, id: NodeId) -> Result<u64> {
-        self.node(id)?;
+    /// Opens a directory. Gives the handle's number, and whether the directory can never change.
+    pub fn open_dir(&self, caller: Caller, id: NodeId) -> Result<(u64, bool)> {
+        let frozen = matches!(self.node(id)?, Node::View(..));
         let directory = Directory { id, listing: Mutex::new(None) };
-        Ok(self.tree.handles.insert(Handle::Directory(directory), caller.pid))
+        Ok((self.tree.handles.insert(Handle::Directory(directory), caller.pid), frozen))
     }
 
     /// Tells the entries from `offset` on, until `tell` says that there is no room.
@@ -93,7 +93,9 @@ impl Entered<'_> {
         let mut held = directory.listing.lock();
         let listing = match &*held {
             // A reading that a switch of the head has cut in two would mix names of both heads.
-            Some(listing) if offset > 0 && listing.serial != self.serial() && is_live(directory.id) => {
+            Some(listing)
+                if offset > 0 && listing.serial != self.serial() && self.is_live(directory.id)? =>
+            {
                 return Err(Errno(libc::EIO));
             }
             Some(listing) if offset > 0 => listing.clone(),
@@ -109,8 +111,8 @@ impl Entered<'_> {
         let node = self.node(id)?;
         let (above, mut entries) = match &node {
             Node::Live(dir) => {
-                let above = Tag::LIVE.node(self.head().parent(*dir)?);
-                (above, self.listed(self.head().read_dir(*dir)?, Tag::LIVE, id))
+                let above = self.live_node(self.head().parent(*dir)?);
+                (above, self.listed(self.head().read_dir(*dir)?, |ino| self.live_node(ino), id))
             }
             Node::View(view, dir) => {
                 let tree = &view.view.tree;
@@ -118,7 +120,7 @@ impl Entered<'_> {
                     Ino::ROOT => Virtual::Heights.id(),
                     dir => view.node(tree.parent(dir)?),
                 };
-                (above, self.listed(tree.read_dir(*dir)?, view.tag, id))
+                (above, self.listed(tree.read_dir(*dir)?, |ino| view.node(ino), id))
             }
             Node::Virtual(directory) => (NodeId::ROOT, self.list_virtual(*directory)?),
         };
@@ -127,12 +129,12 @@ impl Entered<'_> {
         Ok(entries)
     }
 
-    fn listed(&self, entries: Vec<snapstore::DirEntry>, tag: Tag, dir: NodeId) -> Vec<Listed> {
-        let told = |entry: snapstore::DirEntry| Listed {
-            id: tag.node(entry.ino),
-            name: entry.name,
-            kind: entry.kind,
-        };
+    fn is_live(&self, id: NodeId) -> Result<bool> {
+        Ok(matches!(self.node(id)?, Node::Live(_)))
+    }
+
+    fn listed(&self, entries: Vec<DirEntry>, node: impl Fn(Ino) -> NodeId, dir: NodeId) -> Vec<Listed> {
+        let told = |entry: DirEntry| Listed { id: node(entry.ino), name: entry.name, kind: entry.kind };
         if dir != NodeId::ROOT {
             return entries.into_iter().map(told).collect();
         }
@@ -156,8 +158,4 @@ impl MountTree {
             _ => None,
         }
     }
-}
-
-fn is_live(id: NodeId) -> bool {
-    id.tag() == Tag::LIVE
 }

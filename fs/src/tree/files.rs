@@ -31,7 +31,7 @@ impl Entered<'_> {
         let writing = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let truncating = flags & libc::O_TRUNC != 0;
         let handle = match self.node(id)? {
-            Node::Live(ino) if !writing && !truncating && self.is_flush(caller) => Handle::Flush(ino),
+            Node::Live(_) if !writing && !truncating && self.is_flush(caller) => Handle::Flush(id),
             Node::Live(ino) => {
                 let handle = self.open_live(ino, writing)?;
                 if truncating {
@@ -70,18 +70,18 @@ impl Entered<'_> {
     }
 
     fn open_live(&self, ino: Ino, writing: bool) -> Result<Handle> {
-        let serial = self.serial();
+        let (id, serial) = (self.live_node(ino), self.serial());
         Ok(match writing {
-            true => Handle::LiveWrite(LiveWrite { ino, serial, file: self.head().open_write(ino)? }),
-            false => Handle::LiveRead(LiveRead { ino, serial, file: self.head().open(ino)? }),
+            true => Handle::LiveWrite(LiveWrite { ino, id, serial, file: self.head().open_write(ino)? }),
+            false => Handle::LiveRead(LiveRead { ino, id, serial, file: self.head().open(ino)? }),
         })
     }
 
     fn register(&self, handle: Handle, caller: Caller) -> Opened {
         match &handle {
-            Handle::LiveRead(LiveRead { ino, .. })
-            | Handle::LiveWrite(LiveWrite { ino, .. })
-            | Handle::Flush(ino) => self.tree.lookups.open(*ino),
+            Handle::LiveRead(LiveRead { id, .. })
+            | Handle::LiveWrite(LiveWrite { id, .. })
+            | Handle::Flush(id) => self.tree.lookups.open(*id),
             Handle::View(_) | Handle::Directory(_) => {}
         }
         Opened { fh: self.tree.handles.insert(handle, caller.pid) }
@@ -191,26 +191,23 @@ impl MountTree {
     /// Closes a file.
     pub fn release(&self, fh: u64) {
         let Some(handle) = self.handles.remove(fh) else { return };
-        let ino = match &*handle {
-            Handle::LiveRead(file) => file.ino,
-            Handle::LiveWrite(file) => file.ino,
-            Handle::Flush(ino) => *ino,
+        let id = match &*handle {
+            Handle::LiveRead(file) => file.id,
+            Handle::LiveWrite(file) => file.id,
+            Handle::Flush(id) => *id,
             Handle::View(_) | Handle::Directory(_) => return,
         };
         drop(handle);
-        if self.lookups.close(ino) {
-            self.gone(ino);
+        if self.lookups.close(id) {
+            self.gone(id);
         }
     }
 
     /// Takes back a reference that was counted for an answer that is not given.
     pub(crate) fn forget_told(&self, id: NodeId) {
         // Inside the tree: `forget` would enter it again.
-        match id.tag() {
-            crate::node::Tag::LIVE => {
-                let _ = self.lookups.forget(id.ino(), 1);
-            }
-            tag => self.views.forget(tag, 1),
+        if id.tag() != crate::node::Tag::VIRTUAL && !self.views.forget(id.tag(), 1) {
+            let _ = self.lookups.forget(id, 1);
         }
     }
 }

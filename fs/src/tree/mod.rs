@@ -108,7 +108,6 @@ pub struct MountTree {
     pub(crate) flushers: Mutex<HashSet<u32>>,
     options: TreeOptions,
     mounted: Timestamp,
-    first_serial: u64,
     /// `live.serial`, to be read without entering.
     serial: AtomicU64,
     /// Order: before every lock of a backend; a handler takes it once. Written only by a switch.
@@ -118,6 +117,8 @@ pub struct MountTree {
 struct Live {
     head: Arc<dyn Head>,
     serial: u64,
+    /// The tag of its nodes, the root excepted.
+    tag: Tag,
 }
 
 /// The tree with its head held still.
@@ -139,7 +140,7 @@ pub enum Node {
 impl MountTree {
     /// The tree of a backend.
     pub fn new(backend: Arc<dyn Backend>, options: TreeOptions) -> MountTree {
-        let live = Live { head: backend.head(), serial: backend.head_serial() };
+        let live = Live { head: backend.head(), serial: backend.head_serial(), tag: Tag::FIRST };
         MountTree {
             backend,
             handles: Handles::default(),
@@ -148,7 +149,6 @@ impl MountTree {
             flushers: Mutex::default(),
             options,
             mounted: Timestamp::now(),
-            first_serial: live.serial,
             serial: AtomicU64::new(live.serial),
             live: RwLock::new(live),
         }
@@ -173,7 +173,8 @@ impl MountTree {
         let mut live = self.live.write();
         let mut names: Vec<DirName> = live.head.read_dir(Ino::ROOT)?.into_iter().map(|e| e.name).collect();
         let answer = switch()?;
-        *live = Live { head: self.backend.head(), serial: self.backend.head_serial() };
+        let tag = self.views.tag_for_head();
+        *live = Live { head: self.backend.head(), serial: self.backend.head_serial(), tag };
         self.serial.store(live.serial, Ordering::Release);
         // The switch is made: a listing that fails now must not look like a switch that failed.
         match live.head.read_dir(Ino::ROOT) {
@@ -185,6 +186,11 @@ impl MountTree {
         Ok((names, answer))
     }
 
+    /// The tag of the live head's nodes.
+    pub(crate) fn live_tag(&self) -> Tag {
+        self.live.read().tag
+    }
+
     /// The live head, for work that is no request.
     pub fn head(&self) -> Arc<dyn Head> {
         self.live.read().head.clone()
@@ -192,9 +198,11 @@ impl MountTree {
 
     /// Removes what has no name and was only kept because the kernel knew it: at the end of a mount.
     pub fn forget_nameless(&self) {
-        let head = self.head();
-        for ino in self.lookups.nameless() {
-            if let Err(error) = head.forget(ino) {
+        let tree = self.enter();
+        for id in self.lookups.nameless() {
+            if let Ok(Node::Live(ino)) = tree.node(id)
+                && let Err(error) = tree.head().forget(ino)
+            {
                 tracing::debug!(%ino, %error, "a nameless file stays until the next mount");
             }
         }
@@ -208,17 +216,8 @@ impl Entered<'_> {
     /// What a node number stands for. ESTALE: it is of a head that was left, or of a view the kernel has forgotten.
     pub fn node(&self, id: NodeId) -> Result<Node> {
         match id.tag() {
-            Tag::LIVE => {
-                let ino = id.ino();
-                // Before the first switch nothing can be old.
-                if self.live.serial != self.tree.first_serial
-                    && ino != Ino::ROOT
-                    && self.tree.lookups.is_older(ino, self.live.serial) == Some(true)
-                {
-                    return Err(Errno(libc::ESTALE));
-                }
-                Ok(Node::Live(ino))
-            }
+            _ if id == NodeId::ROOT => Ok(Node::Live(Ino::ROOT)),
+            tag if tag == self.live.tag => Ok(Node::Live(id.ino())),
             Tag::VIRTUAL => Virtual::of(id).map(Node::Virtual).ok_or(Errno(libc::ESTALE)),
             tag => {
                 let view = self.tree.views.get(tag).ok_or(Errno(libc::ESTALE))?;
@@ -234,6 +233,11 @@ impl Entered<'_> {
             Node::View(..) | Node::Virtual(Virtual::Times | Virtual::Inodes) => Err(Errno(libc::EROFS)),
             Node::Virtual(Virtual::Heights) => Err(Errno(libc::EPERM)),
         }
+    }
+
+    /// The node of an inode of the live head.
+    pub fn live_node(&self, ino: Ino) -> NodeId {
+        if ino == Ino::ROOT { NodeId::ROOT } else { self.live.tag.node(ino) }
     }
 
     /// The live head.

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 
 use snapstore::backend::{NewInode, RenameMode};
-use snapstore::{Attr, FileKind, Ino};
+use snapstore::{Attr, FileKind};
 
 use super::{Caller, Entered, Entry, Node};
 use crate::errno::{Errno, Result};
@@ -42,7 +42,7 @@ impl Entered<'_> {
             Node::View(..) | Node::Virtual(_) => return Err(Errno(libc::EXDEV)),
         };
         let attr = self.head().link(ino, dir, name)?;
-        self.tree.lookups.named(ino);
+        self.tree.lookups.named(id);
         Ok(self.tell_live(attr))
     }
 
@@ -77,14 +77,11 @@ impl Entered<'_> {
     /// Notes that an inode lost a name; when it was the last one and nobody holds the inode, it goes.
     fn unnamed(&self, left: &Attr) {
         let last = left.nlink == 0 || left.kind == FileKind::Directory;
-        if last && self.tree.lookups.unnamed(left.ino) {
-            self.forget_now(left.ino);
-        }
-    }
-
-    fn forget_now(&self, ino: Ino) {
-        if let Err(error) = self.head().forget(ino) {
-            tracing::debug!(%ino, %error, "forget");
+        if last
+            && self.tree.lookups.unnamed(self.live_node(left.ino))
+            && let Err(error) = self.head().forget(left.ino)
+        {
+            tracing::debug!(ino = %left.ino, %error, "forget");
         }
     }
 }

@@ -63,15 +63,11 @@ impl Entered<'_> {
 
     /// The entry of a live inode, counted as told to the kernel.
     pub(super) fn tell_live(&self, attr: Attr) -> Entry {
-        self.tree.lookups.refer(attr.ino, self.serial());
-        Entry {
-            id: Tag::LIVE.node(attr.ino),
-            attr,
-            // The root is there before anybody looks it up: it has no generation.
-            generation: if attr.ino == Ino::ROOT { 0 } else { self.serial() },
-            entry_ttl: LONG,
-            attr_ttl: LONG,
-        }
+        let id = self.live_node(attr.ino);
+        self.tree.lookups.refer(id);
+        // The root is there before anybody looks it up: it has no generation.
+        let generation = if id == NodeId::ROOT { 0 } else { self.serial() };
+        Entry { id, attr, generation, entry_ttl: LONG, attr_ttl: LONG }
     }
 
     /// The entry of a view's inode, counted as told to the kernel.
@@ -84,21 +80,21 @@ impl Entered<'_> {
 impl MountTree {
     /// The kernel has dropped `references` of what look-ups told it.
     pub fn forget(&self, id: NodeId, references: u64) {
-        match id.tag() {
-            Tag::LIVE => {
-                if self.lookups.forget(id.ino(), references) {
-                    self.gone(id.ino());
-                }
-            }
-            Tag::VIRTUAL => {}
-            tag => self.views.forget(tag, references),
+        if id.tag() == Tag::VIRTUAL || self.views.forget(id.tag(), references) {
+            return;
+        }
+        if self.lookups.forget(id, references) {
+            self.gone(id);
         }
     }
 
     /// Nobody can reach a nameless inode any more.
-    pub(super) fn gone(&self, ino: Ino) {
-        // An inode of a head that was left is unknown in this one: that is no error.
-        if let Err(error) = self.head().forget(ino) {
+    pub(super) fn gone(&self, id: NodeId) {
+        let tree = self.enter();
+        // What is of a head that was left is that head's: it keeps it.
+        if let Ok(Node::Live(ino)) = tree.node(id)
+            && let Err(error) = tree.head().forget(ino)
+        {
             tracing::debug!(%ino, %error, "forget");
         }
     }

@@ -13,7 +13,7 @@ use jiff::tz::TimeZone;
 use snapstore::backend::{HeightQuery, View};
 use snapstore::{Attr, Error, FileKind, Height, Ino};
 
-use super::{Caller, Entered, Entry, Found, LONG, SHORT};
+use super::{Caller, Entered, Entry, Found, LONG, Node, SHORT};
 use crate::errno::{Errno, Result};
 use crate::handles::Listed;
 use crate::node::{NodeId, Tag, Virtual};
@@ -133,23 +133,21 @@ impl Entered<'_> {
         Ok(Found::Entry(Entry { id, attr, generation: 0, entry_ttl: Duration::ZERO, attr_ttl: LONG }))
     }
 
-    /// A live inode by number, for a thread of ours that flushes it or has the kernel drop it.
+    /// A node by number, for a thread of ours: a live one is flushed by it; one of a head that was left gets a
+    /// stand-in with the new head's generation, on which the kernel drops what it holds under this number.
     fn lookup_inode(&self, name: &OsStr) -> Result<Found> {
-        let ino = Ino(height_of(name).ok_or(Errno(libc::ENOENT))?.0);
-        let attr = match self.head().get_attr(ino) {
-            Ok(attr) => attr,
-            // The kernel holds an inode of a head that was left and that this one does not have: any entry with the
-            // new generation makes the kernel drop it.
-            Err(_) if self.tree.lookups.is_older(ino, self.serial()) == Some(true) => Attr {
-                ino,
-                kind: FileKind::Regular,
-                mode: 0,
-                nlink: 0,
-                ..self.virtual_attr(Virtual::Inodes)?
-            },
-            Err(error) => return Err(error.into()),
+        let id = NodeId(height_of(name).ok_or(Errno(libc::ENOENT))?.0);
+        let entry = match self.node(id) {
+            Ok(Node::Live(ino)) => self.tell_live(self.head().get_attr(ino)?),
+            Err(_) if self.tree.lookups.is_known(id) => {
+                self.tree.lookups.refer(id);
+                let attr = self.virtual_attr(Virtual::Inodes)?;
+                let attr = Attr { ino: id.ino(), kind: FileKind::Regular, mode: 0, nlink: 0, ..attr };
+                Entry { id, attr, generation: self.serial(), entry_ttl: LONG, attr_ttl: LONG }
+            }
+            _ => return Err(Errno(libc::ENOENT)),
         };
-        Ok(Found::Entry(Entry { entry_ttl: Duration::ZERO, ..self.tell_live(attr) }))
+        Ok(Found::Entry(Entry { entry_ttl: Duration::ZERO, ..entry }))
     }
 
     fn is_flusher(&self, caller: Caller) -> bool {

@@ -15,7 +15,7 @@ use super::rows::{Key, KeyKind, LayerRow, Row};
 use super::snapshots::Control;
 use super::space::{own_chunks, visible_chunks};
 use crate::backend::Usage;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::types::{CHUNK_SIZE, EpochId, Ino};
 
 /// What one epoch has of an inode's content: a layer, or the mark that it was removed.
@@ -52,19 +52,42 @@ impl Groups {
         }
         Groups { of }
     }
+
+    /// The members of each group, oldest first.
+    fn members(&self) -> HashMap<EpochId, Vec<EpochId>> {
+        let mut members: HashMap<EpochId, Vec<EpochId>> = HashMap::new();
+        for (&epoch, group) in &self.of {
+            if let Some(group) = group {
+                members.entry(*group).or_default().push(epoch);
+            }
+        }
+        members
+    }
+}
+
+/// What there was at one moment, to count by.
+pub(crate) struct Census {
+    tree: EpochTree,
+    tips: BTreeSet<EpochId>,
 }
 
 impl Core {
-    /// Bytes that deleting the snapshots of these epochs would free.
-    pub(crate) fn freed_bytes(&self, c: &Control, gone: &[EpochId]) -> Result<u64> {
-        let head = self.head();
-        let mut tips = c.tips(head.epoch);
+    /// The tree and its tips as they are now, to count by without holding anything up.
+    pub(crate) fn census(&self, c: &Control) -> Census {
+        let mut tips = c.tips(self.head().epoch);
         tips.extend(self.pinned_epochs());
-        let before = Groups::new(&c.tree, &tips);
+        Census { tree: c.tree.clone(), tips }
+    }
+
+    /// Bytes that deleting the snapshots of these epochs would free.
+    pub(crate) fn freed_bytes(&self, census: &Census, gone: &[EpochId]) -> Result<u64> {
+        let Census { tree, tips } = census;
+        let mut tips = tips.clone();
+        let before = Groups::new(tree, &tips);
         for epoch in gone {
             tips.remove(epoch);
         }
-        let after = Groups::new(&c.tree, &tips);
+        let after = Groups::new(tree, &tips);
         // Only groups that change matter: those that an epoch joins or leaves.
         let mut affected: BTreeSet<Option<EpochId>> = BTreeSet::new();
         for (epoch, group) in &after.of {
@@ -94,7 +117,13 @@ impl Core {
                 let part = match self.meta.row_at(&Key::layer(ino), epoch)? {
                     Some(Some(row)) => {
                         let layer = self.layer(ino, epoch, &row)?;
-                        let own = own_chunks(self, &layer)?;
+                        let own = match own_chunks(self, &layer) {
+                            // Folded away or removed since the look: nothing of it is left to count.
+                            Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
+                                continue;
+                            }
+                            own => own?,
+                        };
                         let state = layer.state.read();
                         Part { epoch, own, zeroed: state.zeroed.clone(), limit: state.limit }
                     }
@@ -109,36 +138,60 @@ impl Core {
         Ok(parts)
     }
 
-    /// Bytes that deleting one snapshot alone would free.
-    pub(crate) fn exclusive_bytes(&self, epoch: EpochId) -> Result<u64> {
-        let c = self.control.lock();
-        self.freed_bytes(&c, &[epoch])
+    /// Bytes that deleting each of these snapshots alone would free.
+    pub(crate) fn exclusive_bytes(&self, epochs: &[EpochId]) -> Result<Vec<u64>> {
+        let census = self.census(&self.control.lock());
+        let groups = Groups::new(&census.tree, &census.tips);
+        let members = groups.members();
+        let of = |group: EpochId| members.get(&group).map_or(&[][..], Vec::as_slice);
+        let mut bytes = Vec::with_capacity(epochs.len());
+        for &epoch in epochs {
+            let mut seen =
+                census.tree.children(epoch).iter().filter_map(|c| groups.of.get(c).copied().flatten());
+            bytes.push(match (seen.next(), seen.next()) {
+                // The usual case: one group joins the next newer one.
+                (Some(next), None) => {
+                    let mut joined = [of(epoch), of(next)].concat();
+                    joined.sort_unstable();
+                    let parts = self.parts(&joined)?;
+                    let after = |_| Some(next);
+                    let before = |e| groups.of.get(&e).copied().flatten();
+                    let chunks = |p: &Vec<Part>| garbage_by(p, after) - garbage_by(p, before);
+                    parts.values().map(chunks).sum::<u64>() * CHUNK_SIZE
+                }
+                _ => self.freed_bytes(&census, &[epoch])?,
+            });
+        }
+        Ok(bytes)
     }
 
     /// Space and counts of the whole store. Reads all layer rows and the head's inode rows.
     pub(crate) fn usage(&self) -> Result<Usage> {
-        let parent = self.control.lock().tree.parent(self.head().epoch);
-        if let Some(parent) = parent {
-            self.wait_sealed(parent)?;
-        }
-        let (head, undo_depth, base) = {
+        // From the newest sealed epoch on, what the epochs since then have changed is counted file by file.
+        let (head, census, undo_depth, base, since) = {
             let c = self.control.lock();
             let head = self.head();
-            (head.clone(), c.abandoned.len() as u64, c.tree.get(head.epoch).and_then(|e| e.base).unwrap_or(0))
+            let mut since = vec![head.epoch];
+            let mut at = c.tree.parent(head.epoch);
+            while let Some(epoch) = at.filter(|&e| !c.is_sealed(e)) {
+                since.push(epoch);
+                at = c.tree.parent(epoch);
+            }
+            let oldest = since.last().copied().unwrap_or(head.epoch);
+            let base = c.tree.get(oldest).and_then(|e| e.base).unwrap_or(0);
+            (head.clone(), self.census(&c), c.abandoned.len() as u64, base, since)
         };
         let mut usage = Usage { undo_depth, ..Usage::default() };
         let mut live = base as i64;
-        for ino in self.meta.touched_layers(head.epoch)? {
-            let stack = self.load_stack(&head.lineage, ino)?;
-            let below = match stack.first() {
-                Some(top) if top.epoch == head.epoch => &stack[1..],
-                _ => &stack[..],
-            };
-            live += visible_chunks(self, &stack)?.len() as i64;
-            live -= match below.is_empty() {
-                true => self.chunks_before(&head, ino)?,
-                false => visible_chunks(self, below)?.len(),
-            } as i64;
+        let mut touched = BTreeSet::new();
+        for &epoch in &since {
+            touched.extend(self.meta.touched_layers(epoch)?);
+        }
+        let oldest = since.last().copied().unwrap_or(head.epoch);
+        for ino in touched {
+            live +=
+                self.with_stack(&head.lineage, ino, |stack| Ok(visible_chunks(self, stack)?.len()))? as i64;
+            live -= self.chunks_before(&head, oldest, ino)? as i64;
         }
         usage.live_bytes = live.max(0) as u64 * CHUNK_SIZE;
         let mut total = 0;
@@ -161,15 +214,38 @@ impl Core {
             usage.live_files += 1;
             Ok(true)
         })?;
+        usage.reclaimable_bytes = self.reclaimable_bytes(&head, &census)?;
         let stat = self.disk.stat(super::open::DATABASE);
-        let blocks = stat.map_err(crate::Error::io("stat", super::open::DATABASE))?.map_or(0, |s| s.blocks);
+        let blocks = stat.map_err(Error::io("stat", super::open::DATABASE))?.map_or(0, |s| s.blocks);
         usage.metadata_bytes = blocks * 512;
         Ok(usage)
     }
 
-    /// Chunks an inode had before the head's epoch hid all of them.
-    fn chunks_before(&self, head: &super::core::HeadState, ino: Ino) -> Result<u64> {
-        match self.meta.newest_below(&head.lineage, &Key::layer(ino), head.epoch)? {
+    /// Bytes that the background is going to give back: what is garbage already, apart from what the head hides,
+    /// which has to be frozen first.
+    fn reclaimable_bytes(&self, head: &super::core::HeadState, census: &Census) -> Result<u64> {
+        let groups = Groups::new(&census.tree, &census.tips);
+        let mut sizes: BTreeMap<Option<EpochId>, usize> = BTreeMap::new();
+        for group in groups.of.values() {
+            *sizes.entry(*group).or_default() += 1;
+        }
+        let counts = |group: &Option<EpochId>| match group {
+            None => true,
+            Some(top) => *top != head.epoch && sizes.get(group).is_some_and(|&n| n > 1),
+        };
+        let members: Vec<EpochId> =
+            groups.of.iter().filter(|(_, group)| counts(group)).map(|(&e, _)| e).collect();
+        let chunks: u64 = self.parts(&members)?.values().map(|parts| garbage(parts, &groups)).sum();
+        let pending = {
+            let work = self.work.lock();
+            work.reclaim || work.busy > 0 || !work.seal.is_empty() || !work.remove.is_empty()
+        };
+        Ok((chunks * CHUNK_SIZE).max(u64::from(pending)))
+    }
+
+    /// Chunks an inode showed before an epoch on the head's path.
+    fn chunks_before(&self, head: &super::core::HeadState, epoch: EpochId, ino: Ino) -> Result<u64> {
+        match self.meta.newest_below(&head.lineage, &Key::layer(ino), epoch)? {
             Some((_, Some(bytes))) => Ok(LayerRow::decode(&bytes)?.visible),
             _ => Ok(0),
         }
@@ -178,10 +254,15 @@ impl Core {
 
 /// The chunks of one inode's layers, newest first, that are garbage under a grouping.
 fn garbage(parts: &[Part], groups: &Groups) -> u64 {
+    garbage_by(parts, |epoch| groups.of.get(&epoch).copied().flatten())
+}
+
+/// The same, with the grouping as a function; `None`: nobody sees the epoch.
+fn garbage_by(parts: &[Part], group_of: impl Fn(EpochId) -> Option<EpochId>) -> u64 {
     let mut hidden: HashMap<EpochId, (RoaringBitmap, u64)> = HashMap::new();
     let mut chunks = 0;
     for part in parts {
-        let Some(group) = groups.of.get(&part.epoch).copied().flatten() else {
+        let Some(group) = group_of(part.epoch) else {
             chunks += part.own.len();
             continue;
         };

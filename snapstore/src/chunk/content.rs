@@ -179,14 +179,16 @@ impl Content {
                 }
             }
             core.touch_layer(&top);
+            if cuts_inherited {
+                core.meta.need(top.epoch, top.ino);
+            }
             // The disk's row says that more is inherited than now is. Should the file grow again and the power go,
             // old bytes would come back: so the disk must know first. (Cutting is rare, growing after it rarer.)
-            if cuts_inherited && top.row_on_disk.load(std::sync::atomic::Ordering::Acquire) {
-                top.sync(&*core.disk)?;
+            if cuts_inherited && top.row_maybe_on_disk.load(std::sync::atomic::Ordering::Acquire) {
+                core.sync_layer(&top)?;
                 core.require_commit(&top);
-                drop(stack);
-                drop(op);
-                return core.commit(false);
+                // Under the file's lock: nothing grows it before the disk knows.
+                core.commit(false)?;
             }
             return Ok(());
         }
@@ -201,7 +203,7 @@ impl Content {
             return Ok(false);
         }
         let same_epoch = top.epoch == op.epoch();
-        if same_epoch && !top.row_on_disk.load(std::sync::atomic::Ordering::Acquire) {
+        if same_epoch && !top.row_maybe_on_disk.load(std::sync::atomic::Ordering::Acquire) {
             return Ok(false);
         }
         let turn = if same_epoch { top.state.read().file.turn + 1 } else { 0 };
@@ -313,18 +315,24 @@ impl Content {
         if last < end {
             self.write_exclusive(core, stack, &vec![0; (end - last) as usize], last)?;
         }
-        let whole = (first / CHUNK_SIZE) as u32..(last / CHUNK_SIZE) as u32;
-        let had_data = {
+        // Inclusive: the largest file's end is chunk 2^32, which is no chunk's number.
+        let whole = (first / CHUNK_SIZE) as u32..=((last - 1) / CHUNK_SIZE) as u32;
+        let (had_data, marked) = {
             let mut state = top.state.write();
-            let limit = state.limit.div_ceil(CHUNK_SIZE).min(u64::from(whole.end)) as u32;
-            if whole.start < limit {
-                state.zeroed.insert_range(whole.start..limit);
+            let inherited = state.limit.min(last);
+            let marked = first < inherited;
+            if marked {
+                state.zeroed.insert_range(*whole.start()..=((inherited - 1) / CHUNK_SIZE) as u32);
             }
             let chunks = state.chunks.get_or_insert_default();
-            chunks.remove_range(whole.clone()) > 0
+            (chunks.remove_range(whole) > 0, marked)
         };
         core.touch_layer(top);
-        if had_data && top.row_on_disk.load(std::sync::atomic::Ordering::Acquire) {
+        if marked {
+            // No file can tell the marks: an fsync has to commit them.
+            core.meta.need(top.epoch, top.ino);
+        }
+        if had_data && top.row_maybe_on_disk.load(std::sync::atomic::Ordering::Acquire) {
             // The marks first: a hole without its mark would show what lies below.
             core.require_commit(top);
             core.commit(false)?;
@@ -340,9 +348,13 @@ impl Content {
     pub(crate) fn sync(&self, core: &Core) -> Result<()> {
         let stack: Vec<_> = self.stack.read().clone();
         for layer in stack.iter().filter(|l| !l.state.read().sealed) {
-            layer.sync(&*core.disk)?;
+            core.sync_layer(layer)?;
         }
         let missing = stack.iter().any(|l| !l.row_on_disk.load(std::sync::atomic::Ordering::Acquire));
+        if missing {
+            // An earlier commit may have left the row for later, since then the data was not on the disk.
+            core.meta.look_again();
+        }
         if missing || core.meta.is_needed(self.ino) || (!core.holes_exact && self.map_changed()) {
             core.commit(false)?;
         }
@@ -373,11 +385,6 @@ impl Content {
             Seek::Hole => next_hole(core, &stack, offset, size)?,
         };
         found.ok_or(Error::NoData)
-    }
-
-    /// The stack, newest layer first.
-    pub(crate) fn layers(&self) -> Vec<Arc<Layer>> {
-        self.stack.read().clone()
     }
 }
 

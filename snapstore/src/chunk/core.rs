@@ -11,7 +11,7 @@
 //! `control` (snapshots and rollbacks) → `names` → an [`Op`] → a file's stack → a layer's state → the metadata's
 //! tables. `pinned`, `live`, `contents`, `discarded` and `promised` are leaves.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -42,10 +42,17 @@ pub(crate) struct HeadState {
     pub instance: Arc<HeadInstance>,
 }
 
-/// A view that is in use: its epoch's data is not reclaimed meanwhile.
+/// A view with a file open: its epoch's data is not reclaimed meanwhile.
 pub(crate) struct ViewScope {
     pub lineage: Lineage,
     pub core: Weak<Core>,
+}
+
+impl ViewScope {
+    pub(crate) fn new(core: &Arc<Core>, lineage: Lineage) -> ViewScope {
+        core.pin(lineage.tip());
+        ViewScope { lineage, core: Arc::downgrade(core) }
+    }
 }
 
 impl Drop for ViewScope {
@@ -106,15 +113,25 @@ pub(crate) struct Core {
     contents: Mutex<HashMap<(Ino, ScopeKey), Weak<Content>>>,
     /// Counts changes of layers under open files.
     folds: AtomicU64,
+    /// Serializes the loading of contents, by inode: a stack that was read before another's write would hide it.
+    /// Order: before a file's stack.
+    loading: [Mutex<()>; 64],
     /// Files that no row will refer to after the next commit.
     discarded: Mutex<Vec<(Ino, LayerFile)>>,
     doomed: Mutex<Vec<(Ino, LayerFile)>>,
+    /// Layers whose rows the commit under way writes.
+    encoded: Mutex<Vec<Arc<Layer>>>,
     /// Layers to be synced before the next commit.
     promised: Mutex<Vec<Arc<Layer>>>,
-    /// Views in use, by epoch.
+    /// Epochs with files of their views open, and how many.
     pins: Mutex<HashMap<EpochId, usize>>,
+    /// Epochs whose snapshots were deleted since the store was opened: their views answer no more. Held for reading
+    /// while a view answers.
+    pub ended: RwLock<HashSet<EpochId>>,
+    /// Layers whose sync has failed.
+    failed: Mutex<HashSet<(Ino, EpochId)>>,
     /// Inodes of the head without a name, held open.
-    pub orphans: Mutex<std::collections::HashSet<Ino>>,
+    pub orphans: Mutex<HashSet<Ino>>,
     /// Work for the background.
     pub work: Mutex<Work>,
     pub wake: Condvar,
@@ -188,10 +205,14 @@ impl Core {
             pinned: Mutex::default(),
             contents: Mutex::default(),
             folds: AtomicU64::new(0),
+            loading: std::array::from_fn(|_| Mutex::new(())),
             discarded: Mutex::default(),
             doomed: Mutex::default(),
+            encoded: Mutex::default(),
             promised: Mutex::default(),
             pins: Mutex::default(),
+            ended: RwLock::default(),
+            failed: Mutex::default(),
             orphans: Mutex::default(),
             work: Mutex::default(),
             wake: Condvar::new(),
@@ -274,17 +295,52 @@ impl Core {
         Ok(stack)
     }
 
+    /// Runs something on an inode's stack that opens its files; again with a fresh stack when folding has just
+    /// replaced one of them.
+    pub(crate) fn with_stack<T>(
+        &self,
+        lineage: &Lineage,
+        ino: Ino,
+        f: impl Fn(&[Arc<Layer>]) -> Result<T>,
+    ) -> Result<T> {
+        let mut tries = 0;
+        loop {
+            match f(&self.load_stack(lineage, ino)?) {
+                Err(Error::Io { source, .. })
+                    if source.raw_os_error() == Some(libc::ENOENT) && tries < 10 =>
+                {
+                    tries += 1;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// The row of a layer that has just been found not to be in memory. `seen` may be older: a memtable has a row as
+    /// it was when the layer was first touched, and the commit that wrote the layer's last state, which let go of the
+    /// layer, may have ended since `seen` was looked up.
+    pub(crate) fn row_of_gone(&self, ino: Ino, epoch: EpochId, seen: &[u8]) -> Result<LayerRow> {
+        match self.meta.row_at(&Key::layer(ino), epoch)? {
+            Some(Some(now)) => LayerRow::decode(&now),
+            _ => LayerRow::decode(seen),
+        }
+    }
+
     /// The layer that a row stands for: the one in use, or loaded now.
-    pub(crate) fn layer(&self, ino: Ino, epoch: EpochId, row: &[u8]) -> Result<Arc<Layer>> {
-        let row = LayerRow::decode(row)?;
+    pub(crate) fn layer(&self, ino: Ino, epoch: EpochId, seen: &[u8]) -> Result<Arc<Layer>> {
         // A sealed layer in memory that differs from its row is one that folding has replaced just now.
-        let is_current = |layer: &Arc<Layer>| !row.sealed || layer.state.read().matches(&row);
-        if let Some(layer) = self.live_layer(ino, epoch).filter(is_current) {
+        let is_current = |layer: &Layer, row: &LayerRow| !row.sealed || layer.state.read().matches(row);
+        let row = LayerRow::decode(seen)?;
+        if let Some(layer) = self.live_layer(ino, epoch).filter(|l| is_current(l, &row)) {
             return Ok(layer);
         }
+        let row = self.row_of_gone(ino, epoch, seen)?;
         let loaded = Arc::new(Layer::load(&*self.disk, ino, epoch, row.clone())?);
+        if !row.sealed && self.failed.lock().contains(&(ino, epoch)) {
+            loaded.mark_failed();
+        }
         let mut live = self.live.lock();
-        if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade).filter(is_current) {
+        if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade).filter(|l| is_current(l, &row)) {
             return Ok(layer);
         }
         if live.len() >= 1024 && live.len().is_power_of_two() {
@@ -369,13 +425,14 @@ impl Core {
         if let Some(content) = self.contents.lock().get(&key).and_then(Weak::upgrade) {
             return Ok(content);
         }
+        let _one = self.loading[(ino.0 % 64) as usize].lock();
+        if let Some(content) = self.contents.lock().get(&key).and_then(Weak::upgrade) {
+            return Ok(content);
+        }
         let folds = self.folds.load(Ordering::Acquire);
         let loaded = Arc::new(Content::load(self, scope.clone(), ino)?);
         {
             let mut contents = self.contents.lock();
-            if let Some(content) = contents.get(&key).and_then(Weak::upgrade) {
-                return Ok(content);
-            }
             if contents.len() >= 1024 && contents.len().is_power_of_two() {
                 contents.retain(|_, c| c.strong_count() > 0);
             }
@@ -427,48 +484,75 @@ impl Core {
     pub(crate) fn sync_waiting(&self) -> Result<()> {
         for layer in self.pinned_layers() {
             if layer.barrier && !layer.anchored.load(Ordering::Acquire) {
-                layer.sync(&*self.disk)?;
+                self.sync_layer(&layer)?;
             }
         }
         Ok(())
     }
 }
 
+impl Core {
+    /// Syncs a layer, and remembers a failure for as long as the store is open.
+    pub(crate) fn sync_layer(&self, layer: &Layer) -> Result<()> {
+        layer.sync(&*self.disk).inspect_err(|_| {
+            self.failed.lock().insert((layer.ino, layer.epoch));
+        })
+    }
+}
+
 impl Source for Core {
-    fn before_commit(&self, ino: Ino, epoch: EpochId, full: bool) -> Result<LayerCommit> {
-        let Some(layer) = self.pinned_layer(ino, epoch) else { return Ok(LayerCommit::AsIs) };
+    fn begin_commit(&self) {
+        // Before the memtables are closed: a file is discarded only after the change that replaced it was applied.
+        let discarded = std::mem::take(&mut *self.discarded.lock());
+        self.doomed.lock().extend(discarded);
+    }
+
+    fn before_commit(&self, ino: Ino, epoch: EpochId, row: &[u8], full: bool) -> Result<LayerCommit> {
+        let Some(layer) = self.pinned_layer(ino, epoch) else {
+            // Its inode was removed after the memtables were closed: the next commit says so, and nobody vouches
+            // for the file meanwhile. Rows that were never in memory as layers hide nothing and go as they are.
+            let row = LayerRow::decode(row)?;
+            return Ok(if row.limit > 0 && !row.sealed { LayerCommit::Skip } else { LayerCommit::AsIs });
+        };
         layer.in_memtable.store(false, Ordering::Release);
         if layer.barrier && !layer.anchored.load(Ordering::Acquire) {
             if !full {
                 layer.in_memtable.store(true, Ordering::Release);
+                // The disk's row still leads to what this layer replaced.
+                let mut doomed = self.doomed.lock();
+                let kept = doomed.extract_if(.., |(i, file)| *i == ino && file.epoch == epoch);
+                self.discarded.lock().extend(kept);
                 return Ok(LayerCommit::Defer);
             }
-            layer.sync(&*self.disk)?;
+            self.sync_layer(&layer)?;
         }
-        let with_chunks = !self.holes_exact;
-        if with_chunks {
+        layer.row_maybe_on_disk.store(true, Ordering::Release);
+        let row = layer.row(!self.holes_exact).encode();
+        if !self.holes_exact {
             // The map in the row must not promise a chunk that is not on the disk.
-            layer.sync(&*self.disk)?;
+            self.sync_layer(&layer)?;
         }
-        Ok(LayerCommit::Write(layer.row(with_chunks).encode()))
+        self.encoded.lock().push(layer);
+        Ok(LayerCommit::Write(row))
     }
 
     fn sync_promised(&self) -> Result<()> {
-        let discarded = std::mem::take(&mut *self.discarded.lock());
-        self.doomed.lock().extend(discarded);
         let promised = std::mem::take(&mut *self.promised.lock());
-        promised.iter().try_for_each(|layer| layer.sync(&*self.disk))
+        promised.iter().try_for_each(|layer| self.sync_layer(layer))
     }
 
-    fn after_commit(&self, committed: &[(Ino, EpochId)]) {
+    fn after_commit(&self) {
+        // These very layers: one that has replaced another since then is not on the disk yet.
+        let encoded = std::mem::take(&mut *self.encoded.lock());
         {
             let mut pinned = self.pinned.lock();
-            for key in committed {
-                if let Some(layer) = pinned.get(key) {
-                    layer.row_on_disk.store(true, Ordering::Release);
-                    if !layer.in_memtable.load(Ordering::Acquire) {
-                        pinned.remove(key);
-                    }
+            for layer in &encoded {
+                layer.row_on_disk.store(true, Ordering::Release);
+                let key = (layer.ino, layer.epoch);
+                if !layer.in_memtable.load(Ordering::Acquire)
+                    && pinned.get(&key).is_some_and(|p| Arc::ptr_eq(p, layer))
+                {
+                    pinned.remove(&key);
                 }
             }
         }

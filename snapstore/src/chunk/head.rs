@@ -13,7 +13,7 @@ use super::acl::{self, Acl};
 use super::core::{Core, HeadInstance, Scope};
 use super::file::HeadFile;
 use super::meta::Batch;
-use super::rows::{DentryRow, InodeRow, Key, LayerRow, Row};
+use super::rows::{DentryRow, InodeRow, Key, Row};
 use super::tree::{Lookup, check_name, tree_by_lookup};
 use crate::backend::{FileRead, FileWrite, Head, NewInode, RenameMode, SetAttr, Tree, XattrMode};
 use crate::error::{Error, Result};
@@ -430,6 +430,7 @@ impl Head for ChunkHead {
         if value.len() > XATTR_MAX {
             return Err(Error::TooBig);
         }
+        check_xattr_name(name)?;
         self.change(|l| {
             let exists = l.xattr(ino, name)?.is_some();
             match mode {
@@ -503,6 +504,21 @@ impl Head for ChunkHead {
     }
 }
 
+/// Only what other file systems take as well, so that a tree can be copied anywhere.
+fn check_xattr_name(name: &[u8]) -> Result<()> {
+    if name == acl::ACCESS || name == acl::DEFAULT {
+        return Ok(());
+    }
+    for space in [&b"user."[..], b"trusted.", b"security."] {
+        match name.strip_prefix(space) {
+            Some([]) => return Err(Error::InvalidArgument),
+            Some(_) => return Ok(()),
+            None => {}
+        }
+    }
+    Err(Error::Unsupported)
+}
+
 /// Removes an inode without a name: its attributes, and its layer of the head's epoch. Older layers stay while a
 /// snapshot sees them.
 pub(crate) fn purge(core: &Core, l: &Lookup<'_>, ino: Ino) -> Result<()> {
@@ -518,7 +534,7 @@ pub(crate) fn purge(core: &Core, l: &Lookup<'_>, ino: Ino) -> Result<()> {
             // What is in memory knows best which file it is.
             file = Some(match core.pinned_layer(ino, epoch) {
                 Some(layer) => layer.state.read().file,
-                None => LayerRow::decode(&bytes)?.file,
+                None => core.row_of_gone(ino, epoch, &bytes)?.file,
             });
         }
     }
@@ -622,10 +638,10 @@ impl ChunkHead {
 
     /// A file takes another's name: its data is to be on the disk before the name is.
     fn promise_content(&self, l: &Lookup<'_>, ino: Ino) -> Result<()> {
-        if let Some((epoch, _)) = self.core.meta.newest(l.lineage, &Key::layer(ino))?
-            && let Some(layer) = self.core.live_layer(ino, epoch)
-            && !layer.state.read().sealed
-        {
+        for layer in self.core.load_stack(l.lineage, ino)? {
+            if layer.state.read().sealed {
+                break;
+            }
             if let Some(file) = layer.existing(&*self.core.disk)? {
                 // Only a head start: the commit waits for the whole of it.
                 let _ = file.start_writeback();

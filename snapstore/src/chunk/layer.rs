@@ -39,8 +39,12 @@ pub(crate) struct Layer {
     pub unsynced: AtomicBool,
     /// The disk has a row of this layer.
     pub row_on_disk: AtomicBool,
+    /// The disk has one, or a commit under way is writing it.
+    pub row_maybe_on_disk: AtomicBool,
     /// A memtable carries the row, and the next commit takes the state as it is then.
     pub in_memtable: AtomicBool,
+    /// Serializes syncs: nobody may take another's that is still under way for done.
+    syncing: Mutex<()>,
     /// A sync failed: what was written may be lost, and no later sync can tell.
     failed: AtomicBool,
     /// When the page cache last wrote here, in nanoseconds since 1970, where the kernel has not said its own time
@@ -136,13 +140,14 @@ impl Layer {
         let layer = Layer::with_state(ino, epoch, state, false);
         layer.anchored.store(true, Ordering::Relaxed);
         layer.row_on_disk.store(true, Ordering::Relaxed);
+        layer.row_maybe_on_disk.store(true, Ordering::Relaxed);
         // Whoever wrote it may have died before a sync.
         layer.unsynced.store(!sealed, Ordering::Relaxed);
         let mut state = layer.state.write();
         if !sealed && state.limit > 0 && state.chunks.is_none() {
             state.chunks =
                 Some(scan_chunks(&*layer.file_of(disk, &state)?, size).map_err(|e| layer.io("map", e))?);
-        } else if !sealed && state.limit == 0 && state.chunks.is_none() {
+        } else if state.limit == 0 && state.chunks.is_none() && (!sealed || size == 0) {
             // The file may never have been written: a plain empty one.
             state.created = disk.stat(&file.path(ino)).map_err(|e| layer.io("stat", e))?.is_some();
         }
@@ -160,7 +165,9 @@ impl Layer {
             anchored: AtomicBool::new(false),
             unsynced: AtomicBool::new(false),
             row_on_disk: AtomicBool::new(false),
+            row_maybe_on_disk: AtomicBool::new(false),
             in_memtable: AtomicBool::new(false),
+            syncing: Mutex::new(()),
             failed: AtomicBool::new(false),
             last_write: AtomicI64::new(0),
         }
@@ -189,7 +196,11 @@ impl Layer {
         if !state.created {
             let file = create(disk, &state.file, self.ino).map_err(|e| self.io("create", e))?;
             if state.size > 0 {
-                file.set_len(state.size).map_err(|e| self.io("extend", e))?;
+                if let Err(e) = file.set_len(state.size) {
+                    // Tried anew from the beginning next time.
+                    let _ = disk.remove(&state.file.path(self.ino));
+                    return Err(self.io("extend", e));
+                }
             }
             *self.file.lock() = Some(file);
             state.created = true;
@@ -221,6 +232,7 @@ impl Layer {
     /// Makes everything written so far durable. After a failure every further call fails: the kernel reports a lost
     /// write once only, and a later success would be a lie.
     pub(crate) fn sync(&self, disk: &dyn Disk) -> Result<()> {
+        let _one = self.syncing.lock();
         if self.failed.load(Ordering::Acquire) {
             return Err(self.io("sync", io::Error::from_raw_os_error(libc::EIO)));
         }
@@ -229,8 +241,11 @@ impl Layer {
             return Ok(());
         }
         self.unsynced.store(false, Ordering::Release);
-        let Some(file) = self.existing(disk)? else {
-            return Ok(());
+        let file = match self.existing(disk)? {
+            Some(file) => file,
+            // It hides older data, and its row waits for it: then an empty file is what it waits for.
+            None if self.barrier => self.data(disk)?,
+            None => return Ok(()),
         };
         let done = file.sync_data().and_then(|()| match anchored {
             true => Ok(()),
@@ -246,6 +261,11 @@ impl Layer {
                 Err(self.io("sync", e))
             }
         }
+    }
+
+    /// Takes over that an earlier object of this layer failed to sync.
+    pub(crate) fn mark_failed(&self) {
+        self.failed.store(true, Ordering::Release);
     }
 
     /// Notes that something was written.

@@ -89,13 +89,16 @@ pub(crate) struct ReadView {
 
 /// Who owns what the rows refer to: the layers.
 pub(crate) trait Source {
+    /// A commit begins: whatever was applied up to here will be in it.
+    fn begin_commit(&self);
     /// Encodes a layer's row as it is now, having made durable what it refers to. `None` defers the row to a later
     /// commit (only when not `full`): its data is not on the disk yet, and nobody has asked for it.
-    fn before_commit(&self, ino: Ino, epoch: EpochId, full: bool) -> Result<LayerCommit>;
+    /// `row` is what the memtable has.
+    fn before_commit(&self, ino: Ino, epoch: EpochId, row: &[u8], full: bool) -> Result<LayerCommit>;
     /// Makes durable what must be on the disk before the names that lead to it.
     fn sync_promised(&self) -> Result<()>;
     /// The rows are on the disk.
-    fn after_commit(&self, committed: &[(Ino, EpochId)]);
+    fn after_commit(&self);
 }
 
 /// What [`Source::before_commit`] says about a layer's row.
@@ -106,6 +109,8 @@ pub(crate) enum LayerCommit {
     Defer,
     /// Write what the memtable has.
     AsIs,
+    /// Write nothing.
+    Skip,
 }
 
 /// The metadata of a store.
@@ -121,7 +126,6 @@ pub(crate) struct Meta {
     /// Whether the head's epoch has any change of its own.
     head_touched: AtomicBool,
     failed: Mutex<Option<String>>,
-    commits: AtomicU64,
 }
 
 impl Meta {
@@ -145,7 +149,6 @@ impl Meta {
             committed: AtomicU64::new(0),
             head_touched: AtomicBool::new(false),
             failed: Mutex::new(None),
-            commits: AtomicU64::new(0),
         })
     }
 
@@ -235,6 +238,25 @@ impl Meta {
         self.tables.read().stack.iter().any(|t| t.table().needed.contains(&ino))
     }
 
+    /// Has the next fsync of `ino` commit, even if no row of it is new: one may have been left for later. `epoch` has
+    /// operations in flight.
+    pub(crate) fn need(&self, epoch: EpochId, ino: Ino) {
+        let mut tables = self.tables.write();
+        for slot in &mut tables.stack {
+            if let Slot::Open(table) = slot
+                && table.epoch == epoch
+            {
+                table.needed.insert(ino);
+            }
+        }
+        self.applied.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Has the next commit look at rows that an earlier one left for later, though nothing is new.
+    pub(crate) fn look_again(&self) {
+        self.applied.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// The newest version of a row in a lineage, and its epoch. A tombstone is a version.
     pub(crate) fn newest(&self, lineage: &Lineage, key: &Key) -> Result<Option<(EpochId, Value)>> {
         self.newest_below(lineage, key, EpochId(u64::MAX))
@@ -247,20 +269,24 @@ impl Meta {
         key: &Key,
         limit: EpochId,
     ) -> Result<Option<(EpochId, Value)>> {
-        let view = {
+        let (recent, view) = {
             let tables = self.tables.read();
-            for slot in &tables.stack {
-                let t = slot.table();
-                if t.epoch < limit
-                    && let Some(value) = t.rows.get(key)
-                    && lineage.contains(t.epoch)
-                {
-                    return Ok(Some((t.epoch, value.clone())));
-                }
+            let hit = tables.stack.iter().map(Slot::table).find_map(|t| {
+                let value = t.rows.get(key).filter(|_| t.epoch < limit && lineage.contains(t.epoch))?;
+                Some((t.epoch, value.clone()))
+            });
+            if hit.as_ref().is_some_and(|(epoch, _)| *epoch == lineage.tip()) {
+                return Ok(hit);
             }
-            tables.view.clone()
+            (hit, tables.view.clone())
         };
-        view.newest_below(lineage, key, limit)
+        // Sealing makes rows of a frozen epoch when the database may have a later epoch's already.
+        let stored = view.newest_below(lineage, key, limit)?;
+        Ok(match (recent, stored) {
+            (Some(recent), Some(stored)) if stored.0 > recent.0 => Some(stored),
+            (Some(recent), _) => Some(recent),
+            (None, stored) => stored,
+        })
     }
 
     /// A row of a lineage, decoded; `None` when there is none or a tombstone hides it.
@@ -368,20 +394,15 @@ impl Meta {
         }
     }
 
-    /// How many commits there have been since the store was opened.
-    pub(crate) fn commits(&self) -> u64 {
-        self.commits.load(Ordering::Relaxed)
-    }
-
     fn commit_now(&self, source: &dyn Source, full: bool) -> Result<()> {
+        source.begin_commit();
         let (closed, upto) = self.close_tables();
         source.sync_promised()?;
         if closed.iter().all(|t| t.is_empty()) {
             self.drop_closed(Vec::new())?;
-            source.after_commit(&[]);
+            source.after_commit();
             return Ok(());
         }
-        let mut layers = Vec::new();
         let mut deferred: Vec<(EpochId, Key, Value)> = Vec::new();
         let txn = self.db()?.begin_write().map_err(database)?;
         {
@@ -392,8 +413,8 @@ impl Meta {
                 for (key, value) in &table.rows {
                     let encoded;
                     let mut bytes = value.as_deref();
-                    if let (KeyKind::Layer(ino), Some(_)) = (key.kind(), bytes) {
-                        match source.before_commit(ino, table.epoch, full)? {
+                    if let (KeyKind::Layer(ino), Some(row)) = (key.kind(), bytes) {
+                        match source.before_commit(ino, table.epoch, row, full)? {
                             LayerCommit::Write(row) => {
                                 encoded = row;
                                 bytes = Some(&encoded);
@@ -403,8 +424,8 @@ impl Meta {
                                 continue;
                             }
                             LayerCommit::AsIs => {}
+                            LayerCommit::Skip => continue,
                         }
-                        layers.push((ino, table.epoch));
                     }
                     write_row(&mut rows, &mut touched, key, table.epoch, bytes)?;
                 }
@@ -417,10 +438,9 @@ impl Meta {
             }
         }
         txn.commit().map_err(database)?;
-        self.commits.fetch_add(1, Ordering::Relaxed);
         self.drop_closed(deferred)?;
         self.committed.fetch_max(upto, Ordering::AcqRel);
-        source.after_commit(&layers);
+        source.after_commit();
         Ok(())
     }
 

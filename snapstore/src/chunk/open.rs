@@ -109,6 +109,15 @@ pub(crate) fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<(Arc<Core>, Re
     if !clean {
         recover(&core, &mut recovery)?;
     }
+    // A close that could not seal everything is not clean; but a store may come from anywhere.
+    let unsealed: Vec<EpochId> = {
+        let c = core.control.lock();
+        c.tree.iter().filter(|(e, row)| !row.sealed && *e != epoch).map(|(e, _)| e).collect()
+    };
+    for &epoch in &unsealed {
+        core.meta.open_epoch(epoch);
+    }
+    core.work.lock().seal.extend(unsealed);
     {
         let _names = core.names.lock();
         core.purge_orphans()?;
@@ -128,7 +137,7 @@ pub(crate) fn close(core: &Arc<Core>) -> Result<()> {
     }
     // Open files are gone; what they wrote is not.
     for layer in core.pinned_layers() {
-        layer.sync(&*core.disk)?;
+        core.sync_layer(&layer)?;
     }
     core.commit(true)?;
     core.settle()?;
@@ -144,7 +153,7 @@ impl Core {
         for ino in self.meta.touched_layers(epoch)? {
             if let Some(Some(row)) = self.meta.row_at(&Key::layer(ino), epoch)? {
                 let layer = self.layer(ino, epoch, &row)?;
-                layer.sync(&*self.disk)?;
+                self.sync_layer(&layer)?;
                 if let Some(file) = layer.existing(&*self.disk)? {
                     layer.state.write().blocks = file.stat().map_err(|e| layer.io("stat", e))?.blocks;
                     self.touch_layer(&layer);
@@ -212,6 +221,7 @@ fn read_control(meta: &Meta) -> Result<(Control, HeadState)> {
         visible: BTreeMap::new(),
         abandoned,
         next_epoch: EpochId(number(meta, "next_epoch")?),
+        sealing: BTreeSet::new(),
     };
     control.refresh_visible(&lineage);
     let instance = Arc::new(HeadInstance { serial: head.serial, retired: AtomicBool::new(false) });
@@ -270,12 +280,13 @@ fn recover_epoch(core: &Core, epoch: EpochId) -> Result<()> {
                 }
             }
             None if row.limit == 0 => row.size = 0,
+            // Cannot come of a power cut, since the file is on the disk before the row is. Reading it fails; the
+            // rest of the store is as good as ever.
             None => {
-                return Err(Error::DamagedLayer {
-                    ino,
-                    epoch,
-                    detail: format!("its file {path} is missing"),
-                });
+                tracing::error!(
+                    "inode {ino}, epoch {epoch}: its layer {path} is missing; what it held is lost"
+                );
+                continue;
             }
         }
         if core.holes_exact {

@@ -16,7 +16,7 @@ use super::fold::{Folded, fold};
 use super::lineage::Lineage;
 use super::meta::RowWriter;
 use super::rows::{Key, KeyKind, LayerFile, LayerRow, Row};
-use super::snapshots::{abandoned_row, epoch_row, json, snapshot_row};
+use super::snapshots::{Control, abandoned_row, epoch_row, json, snapshot_row};
 use crate::backend::{DeleteReport, HeightQuery};
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Height, Ino};
@@ -39,24 +39,22 @@ struct Effects {
 impl Core {
     /// Deletes snapshots by name. The space comes back in the background.
     pub(crate) fn delete(&self, heights: &[Height], dry_run: bool) -> Result<DeleteReport> {
-        let mut c = self.control.lock();
-        let mut epochs = Vec::new();
-        for &height in heights {
-            let epoch = c.find(HeightQuery::Exact(height))?;
-            if c.snapshots.get(&epoch).is_some_and(|s| s.held) {
-                return Err(Error::Held { height });
-            }
-            epochs.push((height, epoch));
-        }
-        epochs.sort_unstable();
-        epochs.dedup();
+        let (epochs, census) = {
+            let c = self.control.lock();
+            (deletable(&c, heights)?, self.census(&c))
+        };
+        // Counted without holding up cuts and look-ups.
         let gone: Vec<EpochId> = epochs.iter().map(|&(_, e)| e).collect();
-        let freed_bytes = self.freed_bytes(&c, &gone)?;
+        let freed_bytes = self.freed_bytes(&census, &gone)?;
         let report = DeleteReport { heights: epochs.iter().map(|&(h, _)| h).collect(), freed_bytes };
         if dry_run || epochs.is_empty() {
             return Ok(report);
         }
         self.meta.check()?;
+        let mut c = self.control.lock();
+        if deletable(&c, heights)? != epochs {
+            return Err(Error::NoSnapshots);
+        }
         let newest_goes = c.visible.last_key_value().is_some_and(|(_, e)| gone.contains(e));
         let rows = gone.iter().map(|&e| (snapshot_row(e), None)).collect();
         if newest_goes && self.meta.head_touched() {
@@ -70,6 +68,7 @@ impl Core {
             c.snapshots.remove(&epoch);
             c.visible.remove(&height);
         }
+        self.ended.write().extend(gone);
         drop(c);
         self.commit(false)?;
         self.wake_reclaim();
@@ -90,7 +89,7 @@ impl Core {
         let left: Vec<(u64, EpochId)> = c.abandoned.iter().map(|(&s, a)| (s, a.epoch)).collect();
         let mut gone: Vec<EpochId> = off_path.iter().map(|&(_, e)| e).collect();
         gone.extend(left.iter().map(|&(_, e)| e).filter(|e| !c.visible.values().any(|v| v == e)));
-        let freed_bytes = self.freed_bytes(&c, &gone)?;
+        let freed_bytes = self.freed_bytes(&self.census(&c), &gone)?;
         let mut heights: Vec<_> = off_path.iter().map(|&(h, _)| h).collect();
         heights.sort_unstable();
         if dry_run {
@@ -99,9 +98,10 @@ impl Core {
         let snapshots = off_path.iter().map(|&(_, e)| (snapshot_row(e), None));
         let heads = left.iter().map(|&(s, _)| (abandoned_row(s), None));
         self.meta.apply_control(snapshots.chain(heads).collect());
-        for (_, epoch) in off_path {
+        for &(_, epoch) in &off_path {
             c.snapshots.remove(&epoch);
         }
+        self.ended.write().extend(off_path.iter().map(|&(_, e)| e));
         c.abandoned.clear();
         drop(c);
         self.commit(false)?;
@@ -140,7 +140,7 @@ impl Core {
             let c = self.control.lock();
             let mut tips = c.tips(self.head().epoch);
             tips.extend(self.pinned_epochs());
-            let idle = c.tree.iter().rev().filter(|(e, row)| row.sealed && !tips.contains(e));
+            let idle = c.tree.iter().rev().filter(|(e, _)| c.is_sealed(*e) && !tips.contains(e));
             idle.filter_map(|(e, _)| match c.tree.children(e) {
                 [] => Some((e, None)),
                 [child] => Some((e, Some(*child))),
@@ -157,7 +157,7 @@ impl Core {
             };
             // Empty ones go at once; of two with rows, both have to be final.
             let empty = self.meta.touched(epoch, None, 1)?.is_empty();
-            let sealed = self.control.lock().tree.get(upper).is_some_and(|r| r.sealed);
+            let sealed = self.control.lock().is_sealed(upper);
             let merge = empty || (sealed && !self.meta.touched(upper, None, 1)?.is_empty());
             if merge && !used.contains(&upper) && used.insert(epoch) {
                 steps.push(Step::Merge { lower: epoch, upper });
@@ -254,6 +254,21 @@ impl Core {
         self.meta.apply_control(rows);
         Ok(())
     }
+}
+
+/// The snapshots of these heights, each once: they must exist and not be held.
+fn deletable(c: &Control, heights: &[Height]) -> Result<Vec<(Height, EpochId)>> {
+    let mut epochs = Vec::new();
+    for &height in heights {
+        let epoch = c.find(HeightQuery::Exact(height))?;
+        if c.snapshots.get(&epoch).is_some_and(|s| s.held) {
+            return Err(Error::Held { height });
+        }
+        epochs.push((height, epoch));
+    }
+    epochs.sort_unstable();
+    epochs.dedup();
+    Ok(epochs)
 }
 
 /// How the rows of two epochs become one's.

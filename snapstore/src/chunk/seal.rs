@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 
 use super::core::Core;
 use super::layer::Layer;
-use super::lineage::{EpochRow, Lineage};
-use super::rows::{InodeRow, Key, KeyKind, LayerRow, Row};
+use super::lineage::Lineage;
+use super::rows::{InodeRow, Key, KeyKind, Row};
 use super::snapshots::{epoch_row, json, snapshot_row};
 use super::space;
 use crate::error::Result;
@@ -25,7 +25,9 @@ impl Core {
         let (lineage, parent) = {
             let c = self.control.lock();
             match c.tree.get(epoch) {
-                Some(row) if !row.sealed => (Lineage::new(&c.tree, epoch), row.parent),
+                Some(row) if !row.sealed || c.sealing.contains(&epoch) => {
+                    (Lineage::new(&c.tree, epoch), row.parent)
+                }
                 _ => return Ok(()),
             }
         };
@@ -37,7 +39,7 @@ impl Core {
         }
         let mut grown: i64 = 0;
         for layer in &layers {
-            layer.sync(&*self.disk)?;
+            self.sync_layer(&layer)?;
             grown += self.seal_layer(layer, &lineage)?;
         }
         grown -= self.gone_chunks(epoch, parent)?;
@@ -47,9 +49,10 @@ impl Core {
         if let Some(row) = c.tree.get_mut(epoch) {
             chunks = row.base.unwrap_or(0).saturating_add_signed(grown);
             row.chunks = chunks;
-            let sealed = EpochRow { sealed: true, ..*row };
-            rows.push((epoch_row(epoch), Some(json(&sealed))));
+            row.sealed = true;
+            rows.push((epoch_row(epoch), Some(json(row))));
         }
+        c.sealing.insert(epoch);
         for child in c.tree.children(epoch).to_vec() {
             if let Some(row) = c.tree.get_mut(child) {
                 row.base = Some(chunks);
@@ -66,9 +69,7 @@ impl Core {
         drop(c);
         self.commit(false)?;
         let mut c = self.control.lock();
-        if let Some(row) = c.tree.get_mut(epoch) {
-            row.sealed = true;
-        }
+        c.sealing.remove(&epoch);
         if let Some(snapshot) = c.snapshots.get_mut(&epoch) {
             snapshot.durable = true;
         }
@@ -92,9 +93,10 @@ impl Core {
         if let Some(written) = layer.write_time() {
             self.keep_write_time(layer, lineage, written)?;
         }
-        let stack = self.load_stack(lineage, layer.ino)?;
-        let visible = space::visible_chunks(self, &stack)?.len();
-        let before = stack.get(1).map_or(Ok(0), |below| self.visible_through(below))?;
+        let (visible, before) = self.with_stack(lineage, layer.ino, |stack| {
+            let below = stack.get(1).map_or(0, |below| below.state.read().visible);
+            Ok((space::visible_chunks(self, stack)?.len(), below))
+        })?;
         let blocks = match layer.existing(&*self.disk)? {
             Some(file) => file.stat().map_err(|e| layer.io("stat", e))?.blocks,
             None => 0,
@@ -162,7 +164,7 @@ impl Core {
         match self.meta.newest(lineage, &Key::layer(ino))? {
             Some((epoch, Some(bytes))) => match self.live_layer(ino, epoch) {
                 Some(layer) => self.visible_through(&layer),
-                None => Ok(LayerRow::decode(&bytes)?.visible),
+                None => Ok(self.row_of_gone(ino, epoch, &bytes)?.visible),
             },
             _ => Ok(0),
         }

@@ -59,9 +59,16 @@ pub(crate) struct Control {
     /// Heads that switches left, oldest first, by the serial of the switch.
     pub abandoned: BTreeMap<u64, AbandonedRow>,
     pub next_epoch: EpochId,
+    /// Epochs whose sealing is on its way to the disk: sealed in the tree, not yet for those who wait.
+    pub sealing: std::collections::BTreeSet<EpochId>,
 }
 
 impl Control {
+    /// Whether an epoch is sealed, and the disk has it so. One that is gone was.
+    pub(crate) fn is_sealed(&self, epoch: EpochId) -> bool {
+        self.tree.get(epoch).is_none_or(|e| e.sealed) && !self.sealing.contains(&epoch)
+    }
+
     /// Works out which snapshots the head's path has.
     pub(crate) fn refresh_visible(&mut self, head: &Lineage) {
         let on_path = self.snapshots.iter().filter(|(e, _)| head.contains(**e));
@@ -209,7 +216,7 @@ impl Core {
     /// Waits until an epoch is sealed.
     pub(crate) fn wait_sealed(&self, epoch: EpochId) -> Result<()> {
         loop {
-            if self.control.lock().tree.get(epoch).is_none_or(|e| e.sealed) {
+            if self.control.lock().is_sealed(epoch) {
                 return Ok(());
             }
             self.meta.check()?;
@@ -223,9 +230,6 @@ impl Core {
             }
             if let Some(error) = work.seal_failed.clone() {
                 return Err(Error::PreviousFailure { first: error });
-            }
-            if work.seal.is_empty() && work.busy == 0 {
-                continue;
             }
             self.done.wait_for(&mut work, std::time::Duration::from_millis(200));
         }
@@ -253,9 +257,8 @@ impl Core {
     ) -> Result<SwitchReport> {
         let epoch = self.control.lock().find(to)?;
         // What the new head stands on must be on the disk, or a power cut could take it from under the head.
-        if !dry_run {
-            self.wait_sealed(epoch)?;
-        }
+        // (A dry run waits too: whoever tries dry first has nothing left to wait for when it counts.)
+        self.wait_sealed(epoch)?;
         let mut c = self.control.lock();
         if c.find(to)? != epoch {
             return Err(Error::NoSnapshots);
@@ -279,7 +282,7 @@ impl Core {
 
     /// Brings back the head that the latest switch left.
     pub(crate) fn undo(self: &Arc<Self>, dry_run: bool) -> Result<SwitchReport> {
-        let mut c = self.control.lock();
+        let c = self.control.lock();
         let (serial, left) = c.undoable().ok_or(Error::NothingToUndo)?;
         let back = Lineage::new(&c.tree, left.epoch);
         let there = |e: &EpochId| back.contains(*e);
@@ -291,10 +294,10 @@ impl Core {
             preserved: Vec::new(),
             changed: Vec::new(),
         };
+        drop(c);
+        self.wait_sealed(left.epoch)?;
         if !dry_run {
-            drop(c);
-            self.wait_sealed(left.epoch)?;
-            c = self.control.lock();
+            let mut c = self.control.lock();
             if c.undoable().is_none_or(|(s, _)| s != serial) {
                 return Err(Error::NothingToUndo);
             }

@@ -32,7 +32,6 @@ impl ChunkStore {
         let row = c.snapshots.get(&epoch).ok_or(Error::NoSnapshots)?;
         let (height, time) = (row.height, row.time);
         let lineage = Lineage::new(&c.tree, epoch);
-        // Pinned before `control` is let go: no deletion comes between.
         let tree = Arc::new(ViewTree::new(&self.core, lineage));
         Ok(View { epoch, height, time, tree })
     }
@@ -56,8 +55,7 @@ impl Backend for ChunkStore {
         self.core.snapshot(height, options)
     }
 
-    fn wait_durable(&self, height: Height) -> Result<()> {
-        let epoch = self.core.control.lock().find(HeightQuery::Exact(height))?;
+    fn wait_durable(&self, epoch: EpochId) -> Result<()> {
         self.core.wait_sealed(epoch)
     }
 
@@ -67,8 +65,9 @@ impl Backend for ChunkStore {
             c.visible.values().filter_map(|&e| c.info(e)).collect()
         };
         if space {
-            for info in &mut infos {
-                info.exclusive_bytes = self.core.exclusive_bytes(info.epoch)?;
+            let epochs: Vec<_> = infos.iter().map(|info| info.epoch).collect();
+            for (info, bytes) in infos.iter_mut().zip(self.core.exclusive_bytes(&epochs)?) {
+                info.exclusive_bytes = bytes;
             }
         }
         Ok(infos)
@@ -84,7 +83,7 @@ impl Backend for ChunkStore {
             let epoch = c.find(query)?;
             c.info(epoch).ok_or(Error::NoSnapshots)?
         };
-        info.exclusive_bytes = self.core.exclusive_bytes(info.epoch)?;
+        info.exclusive_bytes = self.core.exclusive_bytes(&[info.epoch])?.iter().sum();
         Ok(info)
     }
 

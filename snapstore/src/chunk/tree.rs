@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::content::Content;
 use super::core::{Core, Scope, ViewScope};
 use super::lineage::Lineage;
-use super::rows::{DentryRow, InodeRow, Key, KeyKind, LayerRow, Row};
+use super::rows::{DentryRow, InodeRow, Key, KeyKind, Row};
 use crate::backend::{FileRead, Seek, Tree};
 use crate::error::{Error, Result};
 use crate::types::{Attr, DirEntry, FileKind, Ino, NAME_MAX, StatFs, Timestamp};
@@ -95,7 +95,7 @@ impl Lookup<'_> {
                     (size, limit, now)
                 }
                 None => {
-                    let row = LayerRow::decode(bytes)?;
+                    let row = self.core.row_of_gone(ino, epoch, bytes)?;
                     (row.size, row.limit, row.blocks)
                 }
             };
@@ -174,21 +174,14 @@ pub(crate) fn check_name(name: &OsStr) -> Result<()> {
 /// A view of a snapshot.
 pub(crate) struct ViewTree {
     core: Arc<Core>,
-    scope: Arc<ViewScope>,
+    lineage: Lineage,
 }
 
 impl ViewTree {
-    /// The tree of a lineage's tip. What it opens keeps the epoch's data from being reclaimed.
+    /// The tree of a lineage's tip. It answers until the snapshot is deleted; a file that is open then can be read to
+    /// its end, since its data is not reclaimed meanwhile.
     pub(crate) fn new(core: &Arc<Core>, lineage: Lineage) -> ViewTree {
-        core.pin(lineage.tip());
-        ViewTree {
-            core: Arc::clone(core),
-            scope: Arc::new(ViewScope { lineage, core: Arc::downgrade(core) }),
-        }
-    }
-
-    fn lookup_in(&self) -> Lookup<'_> {
-        Lookup { core: &self.core, lineage: &self.scope.lineage }
+        ViewTree { core: Arc::clone(core), lineage }
     }
 }
 
@@ -234,7 +227,11 @@ pub(crate) use tree_by_lookup;
 
 impl ViewTree {
     fn with<T>(&self, f: impl FnOnce(&Lookup<'_>) -> Result<T>) -> Result<T> {
-        f(&self.lookup_in())
+        let ended = self.core.ended.read();
+        if ended.contains(&self.lineage.tip()) {
+            return Err(Error::Stale);
+        }
+        f(&Lookup { core: &self.core, lineage: &self.lineage })
     }
 }
 
@@ -242,13 +239,16 @@ impl Tree for ViewTree {
     tree_by_lookup!(with);
 
     fn open(&self, ino: Ino) -> Result<Arc<dyn FileRead>> {
-        match self.lookup_in().inode(ino)?.kind {
-            FileKind::Regular => {}
-            FileKind::Directory => return Err(Error::IsDirectory),
-            _ => return Err(Error::InvalidArgument),
-        }
-        let content = self.core.content(&Scope::View(Arc::clone(&self.scope)), ino)?;
-        Ok(Arc::new(ViewFile { core: Arc::clone(&self.core), content }))
+        self.with(|l| {
+            match l.inode(ino)?.kind {
+                FileKind::Regular => {}
+                FileKind::Directory => return Err(Error::IsDirectory),
+                _ => return Err(Error::InvalidArgument),
+            }
+            let scope = Scope::View(Arc::new(ViewScope::new(&self.core, self.lineage.clone())));
+            let content = self.core.content(&scope, ino)?;
+            Ok(Arc::new(ViewFile { core: Arc::clone(&self.core), content }) as Arc<dyn FileRead>)
+        })
     }
 
     fn stat_fs(&self) -> Result<StatFs> {

@@ -138,9 +138,11 @@ impl Core {
                 continue;
             }
             let mut work = self.work.lock();
-            if work.seal_failed.is_some() || work.stop {
-                drop(work);
-                return self.meta.check();
+            if let Some(first) = work.seal_failed.clone() {
+                return Err(crate::Error::PreviousFailure { first });
+            }
+            if work.stop {
+                return Err(crate::Error::Closed);
             }
             if work.seal.is_empty() && work.remove.is_empty() && !work.reclaim && work.busy == 0 {
                 return Ok(());

@@ -33,8 +33,7 @@ impl Offline {
                 }
                 // Without background threads, only settling seals.
                 backend.settle()?;
-                backend.wait_durable(*height)?;
-                Ok(Reply::Snapshot(crate::backend::SnapshotInfo { durable: true, ..taken }))
+                super::verbs::durable(backend, taken).map(Reply::Snapshot)
             }
             Request::Rollback { to, preserve, force: _, dry_run } => {
                 backend.rollback(*to, preserve, *dry_run).map(Reply::Switched)

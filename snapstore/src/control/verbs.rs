@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::{Failure, FailureKind, Reply, Request, Selection, Side, Status};
-use crate::backend::{Backend, DeleteReport, HeightQuery, Tree, View};
+use crate::backend::{Backend, DeleteReport, HeightQuery, SnapshotInfo, Tree, View};
 use crate::diff;
 use crate::error::{Error, Result};
 use crate::locate::Located;
@@ -67,10 +67,17 @@ pub fn status_base(backend: &dyn Backend, located: &Located) -> Result<Status> {
 
 /// One snapshot, with its space.
 fn show(backend: &dyn Backend, height: Height) -> Result<Reply> {
-    // `find` knows the better error; only the list knows the space.
-    let found = backend.find(HeightQuery::Exact(height))?;
-    let listed = backend.snapshots(true)?.into_iter().find(|snapshot| snapshot.height == height);
-    Ok(Reply::Snapshot(listed.unwrap_or(found)))
+    Ok(Reply::Snapshot(backend.find(HeightQuery::Exact(height))?))
+}
+
+/// Waits until a snapshot that was just taken is durable, and tells of it as it is then. One that was deleted or
+/// rolled away from meanwhile was taken all the same.
+pub fn durable(backend: &dyn Backend, taken: SnapshotInfo) -> Result<SnapshotInfo> {
+    backend.wait_durable(taken.epoch)?;
+    match backend.find(HeightQuery::Exact(taken.height)) {
+        Ok(now) if now.epoch == taken.epoch => Ok(now),
+        _ => Ok(SnapshotInfo { durable: true, ..taken }),
+    }
 }
 
 fn delete(backend: &dyn Backend, selection: &Selection, dry_run: bool) -> Result<Reply, Failure> {

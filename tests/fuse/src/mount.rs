@@ -292,7 +292,8 @@ impl Mount {
                 let Some((ino, epoch)) = name.split_once('.') else { continue };
                 let (Ok(ino), Ok(epoch)) = (ino.parse(), epoch.parse()) else { continue };
                 let Ok(data) = path.metadata() else { continue };
-                let allocated = std::os::unix::fs::MetadataExt::blocks(&data) * 512;
+                let allocated = data_bytes(&path);
+                let _ = data;
                 layers.push(Layer { path, ino, epoch, allocated });
             }
         }
@@ -322,7 +323,7 @@ pub struct Layer {
     pub ino: u64,
     /// The epoch it belongs to.
     pub epoch: u64,
-    /// Bytes it occupies on the disk.
+    /// Bytes of the 4 KiB chunks that hold data (`st_blocks` would count extent blocks too).
     pub allocated: u64,
 }
 
@@ -356,4 +357,16 @@ impl Drop for Mount {
             let _ = nix::sys::signal::kill(target, nix::sys::signal::Signal::SIGKILL);
         }
     }
+}
+
+fn data_bytes(path: &Path) -> u64 {
+    use nix::unistd::{Whence, lseek};
+    // A layer that went away meanwhile occupies nothing.
+    let Ok(file) = std::fs::File::open(path) else { return 0 };
+    let (mut at, mut bytes) = (0, 0);
+    while let Ok(data) = lseek(&file, at, Whence::SeekData) {
+        at = lseek(&file, data, Whence::SeekHole).expect("a hole follows data");
+        bytes += (at as u64).next_multiple_of(4096) - data as u64;
+    }
+    bytes
 }

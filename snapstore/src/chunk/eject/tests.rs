@@ -29,7 +29,7 @@ fn create(head: &dyn Head, name: &str, kind: FileKind) -> Ino {
 fn snapshot(store: &dyn Backend, height: u64) {
     let options = SnapshotOptions { hold: height == 2, ..SnapshotOptions::default() };
     store.snapshot(Height(height), &options).unwrap();
-    store.wait_durable(Height(height)).unwrap();
+    store.wait_durable(store.find(HeightQuery::Exact(Height(height))).unwrap().epoch).unwrap();
 }
 
 /// Snapshots, changes of every kind between them, and a rollback.

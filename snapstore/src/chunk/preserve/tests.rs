@@ -56,7 +56,7 @@ impl Store {
 
     fn snapshot(&self, height: u64) {
         self.backend.snapshot(Height(height), &SnapshotOptions::default()).unwrap();
-        self.backend.wait_durable(Height(height)).unwrap();
+        self.backend.settle().unwrap();
     }
 
     fn rollback(&self, height: u64, paths: &[&str]) -> Vec<Ino> {

@@ -1,0 +1,26 @@
+//! Mounts the tests' backend in memory, to try programs on the file system without a store:
+//! `cargo run --example mem -- DIR [through]`, until `umount DIR`.
+
+#[path = "../tests/common/mem/mod.rs"]
+#[allow(dead_code)]
+mod mem;
+
+use std::sync::Arc;
+
+use tmfs_fs::{Cache, MountOptions};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args_os().skip(1);
+    let dir = args.next().ok_or("usage: mem DIR [through]")?;
+    let options = MountOptions {
+        mountpoint: dir.clone().into(),
+        cache: if args.next().is_some() { Cache::Through } else { Cache::Writeback },
+        show_heights: false,
+        control_path: "none".into(),
+        data_dir: dir.into(),
+        store: "memory".into(),
+        threads: None,
+    };
+    tmfs_fs::mount(Arc::new(mem::Mem::new()), options)?.wait()?;
+    Ok(())
+}

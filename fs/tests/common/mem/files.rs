@@ -1,0 +1,77 @@
+//! The content of files.
+
+use super::*;
+
+impl FileRead for FrozenFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        Ok(self.0.get(self.1)?.read(buf, offset))
+    }
+    fn len(&self) -> Result<u64> {
+        Ok(self.0.get(self.1)?.attr.size)
+    }
+    fn seek(&self, offset: u64, what: Seek) -> Result<u64> {
+        self.0.get(self.1)?.seek(offset, what)
+    }
+}
+
+impl FileRead for LiveFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.head.read(|s| Ok(s.get(self.ino)?.read(buf, offset)))
+    }
+    fn len(&self) -> Result<u64> {
+        self.head.read(|s| Ok(s.get(self.ino)?.attr.size))
+    }
+    fn seek(&self, offset: u64, what: Seek) -> Result<u64> {
+        self.head.read(|s| s.get(self.ino)?.seek(offset, what))
+    }
+}
+
+impl FileWrite for LiveFile {
+    fn write_at(&self, data: &[u8], offset: u64, origin: WriteOrigin) -> Result<()> {
+        self.head.write(|w| {
+            let inode = w.live.get_mut(self.ino)?;
+            inode.write(data, offset);
+            if origin == WriteOrigin::Call {
+                inode.touch();
+            }
+            Ok(())
+        })
+    }
+
+    fn allocate(&self, mode: Allocate, offset: u64, len: u64) -> Result<()> {
+        self.head.write(|w| {
+            let inode = w.live.get_mut(self.ino)?;
+            let end = offset + len;
+            let grow = match mode {
+                Allocate::Reserve { keep_size } => !keep_size,
+                Allocate::PunchHole => {
+                    inode.zero(offset, end);
+                    false
+                }
+                Allocate::ZeroRange { keep_size } => {
+                    inode.zero(offset, end);
+                    !keep_size
+                }
+            };
+            if grow {
+                inode.attr.size = inode.attr.size.max(end);
+            }
+            inode.touch();
+            Ok(())
+        })
+    }
+
+    fn copy_from(&self, source: &dyn FileRead, source_offset: u64, offset: u64, len: u64) -> Result<u64> {
+        let mut buf = vec![0; len.min(1 << 20) as usize];
+        let read = source.read_at(&mut buf, source_offset)?;
+        self.write_at(&buf[..read], offset, WriteOrigin::Call)?;
+        Ok(read as u64)
+    }
+
+    fn sync(&self, _data_only: bool) -> Result<()> {
+        self.head.write(|w| {
+            w.synced += 1;
+            Ok(())
+        })
+    }
+}

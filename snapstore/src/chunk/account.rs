@@ -191,7 +191,7 @@ impl Core {
         for ino in touched {
             live +=
                 self.with_stack(&head.lineage, ino, |stack| Ok(visible_chunks(self, stack)?.len()))? as i64;
-            live -= self.chunks_before(&head, oldest, ino)? as i64;
+            live -= self.chunks_in(&head.lineage, ino, oldest)? as i64;
         }
         usage.live_bytes = live.max(0) as u64 * CHUNK_SIZE;
         let mut total = 0;
@@ -241,14 +241,6 @@ impl Core {
             work.reclaim || work.busy > 0 || !work.seal.is_empty() || !work.remove.is_empty()
         };
         Ok((chunks * CHUNK_SIZE).max(u64::from(pending)))
-    }
-
-    /// Chunks an inode showed before an epoch on the head's path.
-    fn chunks_before(&self, head: &super::core::HeadState, epoch: EpochId, ino: Ino) -> Result<u64> {
-        match self.meta.newest_below(&head.lineage, &Key::layer(ino), epoch)? {
-            Some((_, Some(bytes))) => Ok(LayerRow::decode(&bytes)?.visible),
-            _ => Ok(0),
-        }
     }
 }
 

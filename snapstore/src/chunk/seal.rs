@@ -93,10 +93,10 @@ impl Core {
         if let Some(written) = layer.write_time() {
             self.keep_write_time(layer, lineage, written)?;
         }
-        let (visible, before) = self.with_stack(lineage, layer.ino, |stack| {
-            let below = stack.get(1).map_or(0, |below| below.state.read().visible);
-            Ok((space::visible_chunks(self, stack)?.len(), below))
-        })?;
+        let visible =
+            self.with_stack(lineage, layer.ino, |stack| Ok(space::visible_chunks(self, stack)?.len()))?;
+        // Not the next layer of the stack: one that hides everything is alone in it.
+        let before = self.chunks_in(lineage, layer.ino, layer.epoch)?;
         let blocks = match layer.existing(&*self.disk)? {
             Some(file) => file.stat().map_err(|e| layer.io("stat", e))?.blocks,
             None => 0,
@@ -152,16 +152,16 @@ impl Core {
                 if let KeyKind::Layer(ino) = key.kind()
                     && let Some(None) = self.meta.row_at(key, epoch)?
                 {
-                    gone += self.chunks_in(&before, ino)?;
+                    gone += self.chunks_in(&before, ino, epoch)?;
                 }
             }
         }
         Ok(gone as i64)
     }
 
-    /// Chunks of data that an inode has in a sealed tree.
-    fn chunks_in(&self, lineage: &Lineage, ino: Ino) -> Result<u64> {
-        match self.meta.newest(lineage, &Key::layer(ino))? {
+    /// Chunks of data that an inode shows in a lineage before an epoch of it.
+    pub(crate) fn chunks_in(&self, lineage: &Lineage, ino: Ino, before: EpochId) -> Result<u64> {
+        match self.meta.newest_below(lineage, &Key::layer(ino), before)? {
             Some((epoch, Some(bytes))) => match self.live_layer(ino, epoch) {
                 Some(layer) => self.visible_through(&layer),
                 None => Ok(self.row_of_gone(ino, epoch, &bytes)?.visible),

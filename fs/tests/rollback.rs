@@ -219,7 +219,7 @@ fn a_mapping_of_the_old_head_does_not_show_or_write_the_new_one() {
     m.snapshot(1);
     fs::write(m.path("f"), vec![b'n'; 8192]).unwrap();
     let file = OpenOptions::new().read(true).write(true).open(m.path("f")).unwrap();
-    let map = common::map::Map::new(&file, 8192);
+    let map = common::sys::Map::new(&file, 8192);
     map.write(0, b"dirty");
     m.rollback(1, true).unwrap();
     assert_eq!(fs::read(m.path("f")).unwrap(), vec![b'o'; 8192]);

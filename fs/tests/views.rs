@@ -145,7 +145,7 @@ fn a_snapshot_has_what_was_written_and_mapped_before_it() {
     // A shared writable mapping, without msync, of a file whose name is gone and whose mode shuts everyone out.
     let mapped = OpenOptions::new().read(true).write(true).create_new(true).open(m.path("mapped")).unwrap();
     mapped.set_len(1 << 20).unwrap();
-    let map = common::map::Map::new(&mapped, 1 << 20);
+    let map = common::sys::Map::new(&mapped, 1 << 20);
     map.write(5000, b"through the map");
     fs::set_permissions(m.path("mapped"), fs::Permissions::from_mode(0o000)).unwrap();
     let before = m.mem.syncs();
@@ -179,7 +179,7 @@ fn snapshots_under_an_endless_writer() {
                     OpenOptions::new().read(true).write(true).create_new(true).open(m.path(format!("w{n}")));
                 let file = file.unwrap();
                 file.set_len(1 << 20).unwrap();
-                let map = common::map::Map::new(&file, 1 << 20);
+                let map = common::sys::Map::new(&file, 1 << 20);
                 let mut i = 0usize;
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                     map.write(i * 4096 % (1 << 20), b"xx");

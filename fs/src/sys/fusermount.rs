@@ -3,8 +3,10 @@
 //! The descriptor comes over a socket that the helper finds by the number in `_FUSE_COMMFD`. Here that is the helper's
 //! standard input, so that nothing needs to be done between fork and exec.
 
+use std::fs::{File, Permissions};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -13,6 +15,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 /// Mounts at `point` with FUSE's options. Gives back the connection's descriptor.
 pub(crate) fn mount(point: &Path, options: &str) -> io::Result<OwnedFd> {
+    let _writable = Writable::make(point)?;
     let (ours, theirs) = UnixStream::pair()?;
     let child = Command::new("fusermount3")
         .arg("-o")
@@ -29,6 +32,36 @@ pub(crate) fn mount(point: &Path, options: &str) -> io::Result<OwnedFd> {
     match received {
         Some(device) if output.status.success() => Ok(device),
         _ => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
+
+/// A mount point that its owner may write to for the time being: the helper insists on it, and a data dir that is not
+/// mounted has no write permission.
+struct Writable {
+    dir: File,
+    mode: Option<Permissions>,
+}
+
+impl Writable {
+    fn make(point: &Path) -> io::Result<Writable> {
+        let dir = File::open(point)?;
+        let mode = dir.metadata()?.permissions();
+        if mode.mode() & 0o200 != 0 {
+            return Ok(Writable { dir, mode: None });
+        }
+        dir.set_permissions(Permissions::from_mode(mode.mode() | 0o200))?;
+        Ok(Writable { dir, mode: Some(mode) })
+    }
+}
+
+impl Drop for Writable {
+    fn drop(&mut self) {
+        // By descriptor: the path leads into the mount by now.
+        if let Some(mode) = self.mode.take()
+            && let Err(error) = self.dir.set_permissions(mode)
+        {
+            tracing::warn!(%error, "the directory below the mount stays writable");
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! A mount of the backend in memory, for tests: taken away when dropped, lazily if need be.
 #![allow(dead_code)]
 
-pub mod map;
 pub mod mem;
+pub mod sys;
 
 use std::ffi::OsString;
 use std::fs;

@@ -132,6 +132,8 @@ pub(crate) struct Core {
     failed: Mutex<HashSet<(Ino, EpochId)>>,
     /// Inodes of the head without a name, held open.
     pub orphans: Mutex<HashSet<Ino>>,
+    /// Serializes callers that do the background's work themselves. Order: before everything else.
+    pub working: Mutex<()>,
     /// Work for the background.
     pub work: Mutex<Work>,
     pub wake: Condvar,
@@ -214,6 +216,7 @@ impl Core {
             ended: RwLock::default(),
             failed: Mutex::default(),
             orphans: Mutex::default(),
+            working: Mutex::default(),
             work: Mutex::default(),
             wake: Condvar::new(),
             done: Condvar::new(),

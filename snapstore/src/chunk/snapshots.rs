@@ -21,6 +21,9 @@ use crate::backend::{HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport};
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Height, Ino, Timestamp};
 
+/// So many epochs may wait for sealing before the next snapshot does.
+const UNSEALED_MOST: usize = 16;
+
 /// What is kept about a snapshot; the epoch it froze is its key.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct SnapshotRow {
@@ -185,6 +188,7 @@ impl Core {
     pub(crate) fn snapshot(&self, height: Height, options: &SnapshotOptions) -> Result<SnapshotInfo> {
         check_options(options)?;
         self.meta.check()?;
+        self.await_sealing();
         let mut c = self.control.lock();
         if let Some((&newest, &epoch)) = c.visible.last_key_value() {
             let unchanged = !self.meta.head_touched() && c.tree.parent(self.head().epoch) == Some(epoch);
@@ -211,6 +215,17 @@ impl Core {
         c.snapshots.insert(epoch, row);
         c.visible.insert(height, epoch);
         c.info(epoch).ok_or(Error::NoSnapshots)
+    }
+
+    /// Holds a snapshot back while more than [`UNSEALED_MOST`] epochs wait for sealing: each makes every look-up dearer.
+    fn await_sealing(&self) {
+        if self.background_off() {
+            return;
+        }
+        let mut work = self.work.lock();
+        while work.seal.len() > UNSEALED_MOST && work.seal_failed.is_none() && !work.stop {
+            self.done.wait_for(&mut work, std::time::Duration::from_millis(100));
+        }
     }
 
     /// Waits until an epoch is sealed.

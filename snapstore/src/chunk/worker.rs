@@ -104,6 +104,8 @@ impl Core {
 
     /// Does all the background work that is due, in the calling thread.
     pub(crate) fn work_off(&self) -> Result<()> {
+        // Epochs are sealed in their order: one caller at a time.
+        let _one = self.working.lock();
         loop {
             let next = self.work.lock().seal.pop_front();
             let Some(epoch) = next else { break };

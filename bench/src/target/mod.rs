@@ -1,0 +1,133 @@
+//! What is compared: each target gives a directory to work in, on the same disk.
+//!
+//! A target is made anew for each measurement, so that none inherits the caches, the history or the tired daemon of
+//! another. To add one (native Btrfs with its own snapshots, a loop image), implement [`Target`] and name it in
+//! [`Kind`].
+
+mod mirror;
+mod snapper;
+pub mod tmfs;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::work::{Place, Work};
+use mirror::MirrorTarget;
+use snapper::Snapper;
+use tmfs::Tmfs;
+
+/// How far apart the snapshots of [`Kind::TmfsSnap`] are.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// The targets there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Kind {
+    /// A plain directory.
+    Native,
+    /// The same through the plain mirror.
+    Mirror,
+    /// tmfs, without a snapshot.
+    Tmfs,
+    /// tmfs, with a snapshot every second while the row runs.
+    #[value(name = "tmfs+snap")]
+    TmfsSnap,
+}
+
+impl Kind {
+    /// As tables name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Native => "native",
+            Kind::Mirror => "mirror",
+            Kind::Tmfs => "tmfs",
+            Kind::TmfsSnap => "tmfs+snap",
+        }
+    }
+}
+
+/// A directory to work in, and whoever serves it. Dropping it takes all of it away.
+pub trait Target {
+    /// Where to work.
+    fn dir(&self) -> &Path;
+    /// The process that serves it, if there is one.
+    fn daemon(&self) -> Option<u32> {
+        None
+    }
+    /// Waits until nothing goes on in the background.
+    fn settle(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+    /// What happens beside the measured work begins.
+    fn begin(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+    /// It ends. Gives back how many snapshots were taken, where some are.
+    fn end(&mut self) -> anyhow::Result<Option<u64>> {
+        Ok(None)
+    }
+}
+
+/// Makes a target, ready to work in.
+pub fn start(kind: Kind, work: &Work, tmfs: &Path) -> anyhow::Result<Box<dyn Target>> {
+    let place = work.place()?;
+    Ok(match kind {
+        Kind::Native => Box::new(Native { place }),
+        Kind::Mirror => Box::new(MirrorTarget::start(place)?),
+        Kind::Tmfs | Kind::TmfsSnap => {
+            let tmfs = Tmfs::new(place, tmfs)?;
+            tmfs.mount()?;
+            let pid = tmfs.client()?.daemon_pid()?;
+            let every = (kind == Kind::TmfsSnap).then_some(EVERY);
+            Box::new(Mounted { tmfs, pid, every, snapper: None })
+        }
+    })
+}
+
+struct Native {
+    place: Place,
+}
+
+impl Target for Native {
+    fn dir(&self) -> &Path {
+        self.place.path()
+    }
+}
+
+struct Mounted {
+    tmfs: Tmfs,
+    pid: u32,
+    every: Option<Duration>,
+    snapper: Option<Snapper>,
+}
+
+impl Target for Mounted {
+    fn dir(&self) -> &Path {
+        self.tmfs.dir()
+    }
+
+    fn daemon(&self) -> Option<u32> {
+        Some(self.pid)
+    }
+
+    fn settle(&self) -> anyhow::Result<()> {
+        Ok(self.tmfs.client()?.settle()?)
+    }
+
+    fn begin(&mut self) -> anyhow::Result<()> {
+        if let Some(every) = self.every {
+            self.snapper = Some(Snapper::start(self.tmfs.client()?, every)?);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> anyhow::Result<Option<u64>> {
+        self.snapper.take().map(Snapper::stop).transpose()
+    }
+}
+
+/// A directory beside another, for what a target keeps out of sight.
+fn beside(place: &Place, name: &str) -> PathBuf {
+    place.path().join(name)
+}

@@ -98,7 +98,7 @@ fn build_tree(place: &Place, dir: &OwnedFd, progress: &dyn Progress) -> Result<R
     let (core, _) = open::open_on(Arc::clone(&disk), &place.store)?;
     let store = open::finish(core, None, &OpenOptions { no_background: true })?;
     let core = &store.core;
-    check(core, place, dir)?;
+    check(core, place)?;
     progress.step("dropping history", None);
     forget_history(core)?;
     stop::here();
@@ -114,7 +114,7 @@ fn build_tree(place: &Place, dir: &OwnedFd, progress: &dyn Progress) -> Result<R
 }
 
 /// Refuses what could not be given back.
-fn check(core: &Core, place: &Place, dir: &OwnedFd) -> Result<()> {
+fn check(core: &Core, place: &Place) -> Result<()> {
     let kept = place.store.join(strays::STRAYS);
     if kept.exists() {
         return Err(refuse(
@@ -141,7 +141,6 @@ fn check(core: &Core, place: &Place, dir: &OwnedFd) -> Result<()> {
             ));
         }
     }
-    let _ = dir;
     if !take::is_root() {
         only_own(core)?;
     }

@@ -9,10 +9,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{Mode, fchmod};
-
 use crate::chunk::adopt::place::{self, There};
-use crate::chunk::adopt::{alive, marker, take, walk};
+use crate::chunk::adopt::{alive, marker, walk};
 use crate::error::{Error, Result};
 
 /// A data dir and its store, both absolute.
@@ -102,35 +100,4 @@ fn holds_nothing(dir: &OwnedFd, data_dir: &Path) -> Result<bool> {
     Ok(names
         .iter()
         .all(|name| name == crate::chunk::adopt::HIDDEN || name == crate::chunk::adopt::LOST_AND_FOUND))
-}
-
-/// Lets an ordinary user mount over a marked data dir, which nobody may write: `fusermount3` wants to see that he may.
-/// Dropping it, once mounted or not, takes that back, below the mount.
-pub struct MountPermit {
-    dir: Option<OwnedFd>,
-}
-
-impl MountPermit {
-    /// Opens the data dir for mounting. Nothing needs to be done for root.
-    pub fn new(data_dir: &Path) -> Result<MountPermit> {
-        if take::is_root() {
-            return Ok(MountPermit { dir: None });
-        }
-        let open = || -> std::io::Result<OwnedFd> {
-            let dir = place::open_dir(data_dir)?;
-            fchmod(&dir, Mode::from_bits_truncate(0o755))?;
-            Ok(dir)
-        };
-        Ok(MountPermit { dir: Some(open().map_err(Error::io("chmod", data_dir))?) })
-    }
-}
-
-impl Drop for MountPermit {
-    fn drop(&mut self) {
-        if let Some(dir) = &self.dir
-            && let Err(e) = fchmod(dir, Mode::from_bits_truncate(0o555))
-        {
-            tracing::warn!("the data dir below the mount stays writable: {e}");
-        }
-    }
 }

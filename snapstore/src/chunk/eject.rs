@@ -58,7 +58,7 @@ pub(crate) fn eject(data_dir: &Path, store: Option<&Path>, progress: &dyn Progre
         let lock = StoreLock::take(&dir, &path)?;
         match journal::read(dir.as_fd())? {
             Some(Journal::EjectReady(way, root)) if given(way, &dir, &path)? => {
-                go_on(&place, &dir, way, root, progress)?;
+                go_on(&place, &dir, way, &root, progress)?;
                 return Ok(data_dir);
             }
             Some(Journal::EjectBuilding | Journal::EjectReady(..)) | None => drop(lock),
@@ -81,9 +81,9 @@ pub(crate) fn eject(data_dir: &Path, store: Option<&Path>, progress: &dyn Progre
     }
     let root = build_tree(&place, &dir, progress)?;
     stop::here();
-    journal::write(dir.as_fd(), &Journal::EjectReady(place.way, root))?;
+    journal::write(dir.as_fd(), &Journal::EjectReady(place.way, root.clone()))?;
     stop::here();
-    go_on(&place, &dir, place.way, root, progress)?;
+    go_on(&place, &dir, place.way, &root, progress)?;
     Ok(data_dir)
 }
 
@@ -98,7 +98,7 @@ fn build_tree(place: &Place, dir: &OwnedFd, progress: &dyn Progress) -> Result<R
     let (core, _) = open::open_on(Arc::clone(&disk), &place.store)?;
     let store = open::finish(core, None, &OpenOptions { no_background: true })?;
     let core = &store.core;
-    check(core, place, dir)?;
+    check(core, place)?;
     progress.step("dropping history", None);
     forget_history(core)?;
     stop::here();
@@ -114,7 +114,7 @@ fn build_tree(place: &Place, dir: &OwnedFd, progress: &dyn Progress) -> Result<R
 }
 
 /// Refuses what could not be given back.
-fn check(core: &Core, place: &Place, dir: &OwnedFd) -> Result<()> {
+fn check(core: &Core, place: &Place) -> Result<()> {
     let kept = place.store.join(strays::STRAYS);
     if kept.exists() {
         return Err(refuse(
@@ -141,7 +141,6 @@ fn check(core: &Core, place: &Place, dir: &OwnedFd) -> Result<()> {
             ));
         }
     }
-    let _ = dir;
     if !take::is_root() {
         only_own(core)?;
     }

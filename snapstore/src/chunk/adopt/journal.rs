@@ -45,13 +45,15 @@ pub(crate) enum Journal {
 }
 
 /// What the data dir itself gets when everything in it is back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct RootAttrs {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
     pub atime: (i64, u32),
     pub mtime: (i64, u32),
+    /// Directories in it that their owner may not write, and so not move either: they get their modes in the end.
+    pub closed: Vec<(Vec<u8>, u32)>,
 }
 
 impl RootAttrs {

@@ -224,7 +224,7 @@ fn go_on(place: &Place, progress: &dyn Progress) -> Result<()> {
             let reason = "holds the store of another data dir; name another place with --store";
             Err(refuse(&place.store, reason))
         }
-        Some(Journal::EjectReady(way, root)) => eject::go_on(place, &store, way, root, progress),
+        Some(Journal::EjectReady(way, root)) => eject::go_on(place, &store, way, &root, progress),
     }
 }
 

@@ -320,6 +320,7 @@ fn a_pair_that_was_moved_or_copied() {
     let located = adopt(&dir, None, &Silent).unwrap();
     let fd = File::open(&dir).unwrap();
     crate::sys::set_immutable(fd.as_fd(), false).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
 
     // A copy of the pair leads to the copied store, not to the original.
     let copy = std::process::Command::new("cp").arg("-a").arg(&old).arg(yard.path().join("copy")).status();

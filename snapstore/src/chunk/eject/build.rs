@@ -62,6 +62,7 @@ impl Build<'_> {
         let mut cursor = Cursor::open(self.store, OsStr::new(TREE), &self.path.join(TREE))
             .map_err(Error::io("open", self.path.join(TREE)))?;
         let mut frames = vec![self.frame(Ino::ROOT)?];
+        let mut closed = Vec::new();
         while let Some(frame) = frames.last_mut() {
             let Some(entry) = frame.entries.next() else {
                 let Some(done) = frames.pop() else { break };
@@ -70,10 +71,15 @@ impl Build<'_> {
                         .map_err(at(&cursor, OsStr::new("")))?;
                     let pair = |t: Timestamp| (t.secs, t.nanos);
                     let InodeRow { mode, uid, gid, atime, mtime, .. } = done.row;
-                    return Ok(RootAttrs { mode, uid, gid, atime: pair(atime), mtime: pair(mtime) });
+                    return Ok(RootAttrs { mode, uid, gid, atime: pair(atime), mtime: pair(mtime), closed });
                 }
                 let name = cursor.leave().map_err(at(&cursor, OsStr::new("")))?;
-                self.attributes(cursor.dir(), &name, done.ino, &done.row).map_err(at(&cursor, &name))?;
+                let mut row = done.row;
+                if cursor.depth() == 0 && !is_root() && row.mode & 0o700 != 0o700 {
+                    closed.push((name.as_bytes().to_vec(), row.mode));
+                    row.mode |= 0o700;
+                }
+                self.attributes(cursor.dir(), &name, done.ino, &row).map_err(at(&cursor, &name))?;
                 continue;
             };
             let name = entry.name.as_os_str();

@@ -3,10 +3,11 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::fcntl::renameat;
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, unlinkat};
 
 use super::build::follow_xattrs;
@@ -36,17 +37,22 @@ pub(crate) fn go_on(
     place: &Place,
     store: &OwnedFd,
     way: Way,
-    root: RootAttrs,
+    root: &RootAttrs,
     progress: &dyn Progress,
 ) -> Result<()> {
     let io = |op: &'static str| Error::io(op, &place.data_dir);
     match way {
-        Way::Swap => swap(place, store.as_fd(), &root).map_err(io("give back"))?,
+        Way::Swap => swap(place, store.as_fd(), root).map_err(io("give back"))?,
         Way::Entries => entries(place, store.as_fd())?,
     }
     stop::here();
     let dir = open_below(place.parent.as_fd(), &place.name).map_err(io("open"))?;
-    owner_and_mode(&dir, &root).map_err(io("set the attributes of"))?;
+    for (name, mode) in &root.closed {
+        let mode = Mode::from_bits_truncate(*mode);
+        fchmodat(&dir, OsStr::from_bytes(name), mode, FchmodatFlags::FollowSymlink)
+            .map_err(|e| io("set the modes in")(e.into()))?;
+    }
+    owner_and_mode(&dir, root).map_err(io("set the attributes of"))?;
     // Once now, should this be stopped; and once more when a store inside is gone.
     set_times(place.parent.as_fd(), &place.name, root.times()).map_err(io("set the times of"))?;
     progress.step("removing the store", None);
@@ -154,7 +160,6 @@ pub(crate) fn give_up(store: &OwnedFd, path: &Path) -> Result<()> {
 
 /// A file's mode is its layer's too, once they are linked; the layer has to be written.
 fn layers_writable(store: BorrowedFd<'_>) -> io::Result<()> {
-    use nix::sys::stat::{FchmodatFlags, fchmodat};
     if !exists(store, "layers")? {
         return Ok(());
     }

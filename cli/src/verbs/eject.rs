@@ -32,7 +32,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             return Err(failure(FailureKind::Busy, message));
         }
         State::Dead => return Err(target::dead(&data_dir)),
-        State::Plain => return Err(target::plain(&data_dir)),
+        // An eject that was interrupted near its end leaves a plain directory and what is left of the store.
+        State::Plain => {
+            return match chunk::eject(&data_dir, None, &Bar::default()) {
+                Ok(_) => Ok(output::say(&format!("{dir}: a plain directory again"))),
+                Err(snapstore::Error::NotAStore { .. }) => Err(target::plain(&data_dir)),
+                Err(error) => Err(error.into()),
+            };
+        }
         State::Adopted(located) => located,
     };
     if !args.yes && !agreed(&dir)? {

@@ -134,6 +134,8 @@ pub(crate) struct Core {
     pub orphans: Mutex<HashSet<Ino>>,
     /// Serializes callers that do the background's work themselves. Order: before everything else.
     pub working: Mutex<()>,
+    /// The store is closing: long work that can be done another time ends.
+    pub stopping: AtomicBool,
     /// Work for the background.
     pub work: Mutex<Work>,
     pub wake: Condvar,
@@ -217,6 +219,7 @@ impl Core {
             failed: Mutex::default(),
             orphans: Mutex::default(),
             working: Mutex::default(),
+            stopping: AtomicBool::new(false),
             work: Mutex::default(),
             wake: Condvar::new(),
             done: Condvar::new(),
@@ -357,9 +360,14 @@ impl Core {
         self.live.lock().get(&(ino, epoch)).and_then(Weak::upgrade)
     }
 
+    /// Has contents that are being loaded right now look again: rows of layers are about to change, or just have.
+    pub(crate) fn layers_changing(&self) {
+        self.folds.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Forgets layers that folding has replaced, and lets every open file take its stack anew.
     pub(crate) fn layers_replaced(&self, ino: Ino, epochs: &[EpochId]) -> Result<()> {
-        self.folds.fetch_add(1, Ordering::AcqRel);
+        self.layers_changing();
         {
             let mut live = self.live.lock();
             for &epoch in epochs {
@@ -527,7 +535,12 @@ impl Source for Core {
                 self.discarded.lock().extend(kept);
                 return Ok(LayerCommit::Defer);
             }
-            self.sync_layer(&layer)?;
+            if let Err(e) = self.sync_layer(&layer) {
+                // One file's trouble is not everybody's: its row waits, its own fsync fails.
+                tracing::error!("a layer cannot be synced: {e}");
+                layer.in_memtable.store(true, Ordering::Release);
+                return Ok(LayerCommit::Defer);
+            }
         }
         layer.row_maybe_on_disk.store(true, Ordering::Release);
         let row = layer.row(!self.holes_exact).encode();

@@ -10,6 +10,7 @@
 //! is: copy, sync, commit the row of the result, let open files take their stacks anew, remove the other file.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use roaring::RoaringBitmap;
@@ -44,7 +45,7 @@ pub(crate) fn fold(core: &Core, ino: Ino, lower: &LayerRow, upper: &LayerRow) ->
     cut(&mut shows, upper.limit);
     shows -= &upper.zeroed;
     shows -= upper_own;
-    let work = Work { ino, lower, upper, below: &*below, above: &*above };
+    let work = Work { stopping: &core.stopping, ino, lower, upper, below: &*below, above: &*above };
     if shows.len() <= upper_own.len() { work.up(upper_own, &shows) } else { work.down(upper_own, &lower_own) }
 }
 
@@ -57,6 +58,7 @@ fn io(op: &'static str, ino: Ino, file: LayerFile) -> impl FnOnce(std::io::Error
 }
 
 struct Work<'a> {
+    stopping: &'a AtomicBool,
     ino: Ino,
     lower: &'a LayerRow,
     upper: &'a LayerRow,
@@ -70,7 +72,7 @@ impl Work<'_> {
         let file = self.upper.file;
         // Of a chunk that the limit cuts, only what lies below it shows.
         let end = self.upper.limit.min(self.lower.size);
-        copy_runs(self.below, self.above, shows, end).map_err(io("fold", self.ino, file))?;
+        copy_runs(self.stopping, self.below, self.above, shows, end).map_err(io("fold", self.ino, file))?;
         self.above.sync_data().map_err(io("sync", self.ino, file))?;
         let chunks = upper_own | shows;
         let limit = self.upper.limit.min(self.lower.limit);
@@ -85,8 +87,11 @@ impl Work<'_> {
     /// Copies the upper layer down.
     fn down(&self, upper_own: &RoaringBitmap, lower_own: &RoaringBitmap) -> Result<Folded> {
         let file = self.lower.file;
-        self.hide(upper_own, lower_own)
-            .and_then(|()| copy_runs(self.above, self.below, upper_own, self.upper.size))
+        // An earlier try may have left bytes beyond the layer's end, where its own holes are to say what there is.
+        self.below
+            .set_len(self.lower.size)
+            .and_then(|()| self.hide(upper_own, lower_own))
+            .and_then(|()| copy_runs(self.stopping, self.above, self.below, upper_own, self.upper.size))
             .and_then(|()| self.below.set_len(self.upper.size))
             .map_err(io("fold", self.ino, file))?;
         self.below.sync_data().map_err(io("sync", self.ino, file))?;
@@ -151,6 +156,7 @@ fn runs(chunks: &RoaringBitmap) -> impl Iterator<Item = (u32, u64)> + '_ {
 /// Copies runs of chunks to the same places in another file, up to the byte `end`, taking about half of the time:
 /// whoever works in the foreground gets the other half of the disk.
 fn copy_runs(
+    stopping: &AtomicBool,
     from: &dyn DiskFile,
     to: &dyn DiskFile,
     chunks: &RoaringBitmap,
@@ -164,6 +170,10 @@ fn copy_runs(
         let stop = (start + count * CHUNK_SIZE).min(end);
         let mut at = start;
         while at < stop {
+            if stopping.load(Ordering::Acquire) {
+                // Nothing has changed for anybody yet; the next time begins anew.
+                return Err(std::io::ErrorKind::Interrupted.into());
+            }
             let len = STEP.min(stop - at);
             to.copy_from(from, at, at, len)?;
             at += len;

@@ -17,7 +17,7 @@ use super::rows::{DentryRow, InodeRow, Key, Row};
 use super::tree::{Lookup, check_name, tree_by_lookup};
 use crate::backend::{FileRead, FileWrite, Head, NewInode, RenameMode, SetAttr, Tree, XattrMode};
 use crate::error::{Error, Result};
-use crate::types::{Attr, DirEntry, FileKind, Ino, NAME_MAX, StatFs, Timestamp};
+use crate::types::{Attr, DirEntry, EpochId, FileKind, Ino, NAME_MAX, StatFs, Timestamp};
 
 const S_ISUID: u32 = 0o4000;
 const S_ISGID: u32 = 0o2000;
@@ -450,7 +450,11 @@ impl Head for ChunkHead {
         if !self.core.orphans.lock().contains(&ino) || self.core.open_content(&self.instance, ino).is_some() {
             return Ok(());
         }
-        self.change(|l| purge(&self.core, l, ino))
+        self.change(|l| {
+            // Registered with its epoch: what is removed is that epoch's, and a cut waits for it.
+            let op = self.core.enter(&Scope::Head(Arc::clone(&self.instance)))?;
+            purge(&self.core, l, ino, op.epoch())
+        })
     }
 }
 
@@ -469,14 +473,13 @@ fn check_xattr_name(name: &[u8]) -> Result<()> {
     Err(Error::Unsupported)
 }
 
-/// Removes an inode without a name: its attributes, and its layer of the head's epoch. Older layers stay while a
-/// snapshot sees them.
-pub(crate) fn purge(core: &Core, l: &Lookup<'_>, ino: Ino) -> Result<()> {
+/// Removes an inode without a name, in `epoch`: its attributes, and its layer of that epoch. Older layers stay while a
+/// snapshot sees them. The caller sees to it that the epoch is not frozen meanwhile.
+pub(crate) fn purge(core: &Core, l: &Lookup<'_>, ino: Ino, epoch: EpochId) -> Result<()> {
     let mut batch: Batch = vec![(Key::inode(ino), None)];
     for name in l.xattr_names(ino)? {
         batch.push((Key::xattr(ino, name.as_bytes()), None));
     }
-    let epoch = l.lineage.tip();
     let mut file = None;
     if let Some((newest, Some(bytes))) = core.meta.newest(l.lineage, &Key::layer(ino))? {
         batch.push((Key::layer(ino), None));
@@ -489,7 +492,8 @@ pub(crate) fn purge(core: &Core, l: &Lookup<'_>, ino: Ino) -> Result<()> {
         }
     }
     core.drop_layer(ino, epoch);
-    core.meta.apply_with_control(batch, vec![(orphan_row(ino), None)], &[]);
+    core.meta.apply_at(epoch, batch, &[]);
+    core.meta.apply_control(vec![(orphan_row(ino), None)]);
     core.orphans.lock().remove(&ino);
     if let Some(file) = file {
         core.discard_file(ino, file);

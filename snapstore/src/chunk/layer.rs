@@ -240,13 +240,13 @@ impl Layer {
         if anchored && !self.unsynced.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.unsynced.store(false, Ordering::Release);
         let file = match self.existing(disk)? {
             Some(file) => file,
             // It hides older data, and its row waits for it: then an empty file is what it waits for.
             None if self.barrier => self.data(disk)?,
             None => return Ok(()),
         };
+        self.unsynced.store(false, Ordering::Release);
         let done = file.sync_data().and_then(|()| match anchored {
             true => Ok(()),
             false => disk.sync_dir(&LayerFile::dir(self.ino)),

@@ -135,15 +135,31 @@ pub(crate) fn close(core: &Arc<Core>) -> Result<()> {
         let _names = core.names.lock();
         core.purge_orphans()?;
     }
-    // Open files are gone; what they wrote is not.
+    // Folding can wait for the next time.
+    core.stopping.store(true, std::sync::atomic::Ordering::Release);
+    // Open files are gone; what they wrote is not. One file that cannot be synced must not cost the others.
+    let mut failed = None;
     for layer in core.pinned_layers() {
-        core.sync_layer(&layer)?;
+        failed = failed.or(core.sync_layer(&layer).err());
     }
-    core.commit(true)?;
-    core.settle()?;
-    core.sync_unsealed()?;
+    core.commit(failed.is_none())?;
+    let frozen: Vec<EpochId> = {
+        let c = core.control.lock();
+        let head = core.head().epoch;
+        c.tree.iter().map(|(e, _)| e).filter(|&e| e != head && !c.is_sealed(e)).collect()
+    };
+    for epoch in frozen {
+        failed = failed.or(core.wait_sealed(epoch).err());
+    }
+    failed = failed.or(core.sync_unsealed().err());
+    if let Some(error) = failed {
+        core.commit(false)?;
+        return Err(error);
+    }
     core.meta.apply_control(vec![("clean".into(), Some(b"1".to_vec()))]);
-    core.commit(true)
+    core.commit(true)?;
+    core.remove_queued();
+    Ok(())
 }
 
 impl Core {
@@ -289,6 +305,8 @@ fn recover_epoch(core: &Core, epoch: EpochId) -> Result<()> {
                 continue;
             }
         }
+        // Sealing may have got as far as this layer, but not to its end: it begins again.
+        row.sealed = false;
         if core.holes_exact {
             row.chunks = None;
         }

@@ -30,6 +30,14 @@ enum Step {
     Merge { lower: EpochId, upper: EpochId },
 }
 
+impl Step {
+    fn epoch(&self) -> EpochId {
+        match *self {
+            Step::Drop(epoch) | Step::Merge { lower: epoch, .. } => epoch,
+        }
+    }
+}
+
 /// What a batch did to layers.
 #[derive(Default)]
 struct Effects {
@@ -124,20 +132,30 @@ impl Core {
         self.wake.notify_all();
     }
 
-    /// Does what there is to reclaim, until `stop` says so.
+    /// Does what there is to reclaim, until `stop` says so. A step that fails is left for the next time; the others
+    /// go on.
     pub(crate) fn reclaim(&self, stop: impl Fn() -> bool) -> Result<()> {
+        let mut failed = std::collections::HashSet::new();
+        let mut first_error = None;
         loop {
-            let steps = self.reclaimable()?;
+            let mut steps = self.reclaimable()?;
+            steps.retain(|step| !failed.contains(&step.epoch()));
             if steps.is_empty() {
-                return Ok(());
+                return first_error.map_or(Ok(()), Err);
             }
+            // That a tip is gone is on the disk before anything that it saw is touched.
+            self.commit(false)?;
             for step in steps {
-                if stop() {
+                if stop() || self.stopping.load(std::sync::atomic::Ordering::Acquire) {
                     return Ok(());
                 }
-                match step {
-                    Step::Drop(epoch) => self.drop_epoch(epoch)?,
-                    Step::Merge { lower, upper } => self.merge(lower, upper)?,
+                let done = match step {
+                    Step::Drop(epoch) => self.drop_epoch(epoch),
+                    Step::Merge { lower, upper } => self.merge(lower, upper),
+                };
+                if let Err(error) = done {
+                    failed.insert(step.epoch());
+                    first_error.get_or_insert(error);
                 }
             }
         }
@@ -184,6 +202,7 @@ impl Core {
                 break;
             }
             let mut effects = Effects::default();
+            self.layers_changing();
             self.meta.rewrite(|w| {
                 for key in &keys {
                     if let (KeyKind::Layer(ino), Some(Some(bytes))) = (key.kind(), w.get(key, epoch)?) {
@@ -217,6 +236,7 @@ impl Core {
                 folded.push(self.fold_rows(key, lower, upper)?);
             }
             let mut effects = Effects::default();
+            self.layers_changing();
             self.meta.rewrite(|w| {
                 for (key, folded) in keys.iter().zip(folded) {
                     let older = self.meta.newest_below(&lineage, key, lower)?.is_some();
@@ -243,14 +263,16 @@ impl Core {
 
     /// After the commit: open files let go of the old layers, then their files go.
     fn take_effect(&self, effects: Effects, epochs: &[EpochId]) -> Result<()> {
+        let mut done = Ok(());
         for ino in effects.replaced {
-            self.layers_replaced(ino, epochs)?;
+            done = done.and(self.layers_replaced(ino, epochs));
         }
-        if !effects.gone.is_empty() {
+        // A file whose reader could not be told stays until the next mount sweeps it up.
+        if done.is_ok() && !effects.gone.is_empty() {
             self.work.lock().remove.extend(effects.gone);
             self.wake.notify_all();
         }
-        Ok(())
+        done
     }
 
     /// Takes an epoch without rows out of the tree.

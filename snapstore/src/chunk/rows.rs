@@ -307,6 +307,9 @@ impl Row for LayerRow {
             chunks: r.bitmap()?,
         };
         r.end()?;
+        if row.chunks.is_none() && row.sealed && row.limit > 0 {
+            return Err(r.damaged("a sealed layer that inherits has to say what it has itself"));
+        }
         Ok(row)
     }
 }

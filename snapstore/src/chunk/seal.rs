@@ -13,7 +13,7 @@ use super::lineage::Lineage;
 use super::rows::{InodeRow, Key, KeyKind, Row};
 use super::snapshots::{epoch_row, json, snapshot_row};
 use super::space;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::types::{EpochId, Ino};
 
 /// With more layers than this to sync, the whole file system is synced once first.
@@ -35,7 +35,7 @@ impl Core {
         self.commit(false)?;
         let layers = self.layers_of(epoch)?;
         if layers.iter().filter(|l| l.unsynced.load(Ordering::Relaxed)).count() > MANY {
-            self.disk.sync_all().map_err(crate::Error::io("sync", "the store's file system"))?;
+            self.disk.sync_all().map_err(Error::io("sync", "the store's file system"))?;
         }
         let mut grown: i64 = 0;
         for layer in &layers {
@@ -82,7 +82,16 @@ impl Core {
         let mut layers = Vec::new();
         for ino in self.meta.touched_layers(epoch)? {
             if let Some(Some(row)) = self.meta.row_at(&Key::layer(ino), epoch)? {
-                layers.push(self.layer(ino, epoch, &row)?);
+                match self.layer(ino, epoch, &row) {
+                    Ok(layer) => layers.push(layer),
+                    // One file that is gone must not keep every later snapshot from being durable.
+                    Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
+                        tracing::error!(
+                            "inode {ino}, epoch {epoch}: its layer is missing; what it held is lost"
+                        );
+                    }
+                    Err(e) => return Err(e),
+                }
             }
         }
         Ok(layers)

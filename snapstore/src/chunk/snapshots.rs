@@ -193,6 +193,7 @@ impl Core {
         if let Some((&newest, &epoch)) = c.visible.last_key_value() {
             let unchanged = !self.meta.head_touched() && c.tree.parent(self.head().epoch) == Some(epoch);
             if newest == height && unchanged {
+                self.add_options(&mut c, epoch, options);
                 return c.info(epoch).ok_or(Error::NoSnapshots);
             }
             if c.visible.contains_key(&height) {
@@ -215,6 +216,18 @@ impl Core {
         c.snapshots.insert(epoch, row);
         c.visible.insert(height, epoch);
         c.info(epoch).ok_or(Error::NoSnapshots)
+    }
+
+    /// What is asked for with a snapshot that exists already is added to it.
+    fn add_options(&self, c: &mut Control, epoch: EpochId, options: &SnapshotOptions) {
+        let Some(row) = c.snapshots.get_mut(&epoch).filter(|_| *options != SnapshotOptions::default()) else {
+            return;
+        };
+        row.held |= options.hold;
+        row.hash = options.hash.clone().or(row.hash.take());
+        row.labels.extend(options.labels.clone());
+        let row = (snapshot_row(epoch), Some(json(row)));
+        self.meta.apply_control(vec![row]);
     }
 
     /// Holds a snapshot back while more than [`UNSEALED_MOST`] epochs wait for sealing: each makes every look-up dearer.
@@ -335,10 +348,10 @@ impl Core {
         // From here on the old head stands still: its handles fail, and what was under way has ended.
         old.instance.retired.store(true, Ordering::Release);
         self.drain(old.epoch);
-        let prepared = self.purge_orphans().and_then(|()| {
-            let onto = Lineage::new(&c.tree, onto);
-            preserve::carry(self, &old, &onto, c.next_epoch, preserve)
-        });
+        // What nobody holds any more goes last, when nothing else can fail.
+        let path = Lineage::new(&c.tree, onto);
+        let prepared = preserve::carry(self, &old, &path, c.next_epoch, preserve)
+            .and_then(|carried| self.purge_orphans().map(|()| carried));
         let carried = prepared.inspect_err(|_| old.instance.retired.store(false, Ordering::Release))?;
         let serial = old.instance.serial + 1;
         let left = AbandonedRow { epoch: old.epoch, by_undo: undone.is_some() };
@@ -362,7 +375,7 @@ impl Core {
         for ino in orphans {
             // A row of an older run may name an inode that has long been found a name or been removed.
             match lookup.inode(ino) {
-                Ok(row) if row.nlink == 0 => super::head::purge(self, &lookup, ino)?,
+                Ok(row) if row.nlink == 0 => super::head::purge(self, &lookup, ino, head.epoch)?,
                 Ok(_) | Err(Error::NoEntry) => {
                     self.orphans.lock().remove(&ino);
                     self.meta.apply_control(vec![(super::head::orphan_row(ino), None)]);

@@ -69,7 +69,10 @@ fn seal_loop(core: &Core) {
         }
         if last_commit.elapsed() >= COMMIT_EVERY {
             // Data first and outside any lock; then the commit finds nothing left to wait for.
-            core.report("periodic commit", core.sync_waiting().and_then(|()| core.commit(true)));
+            let synced = core.sync_waiting();
+            let committed = core.commit(synced.is_ok());
+            core.report("periodic sync", synced);
+            core.report("periodic commit", committed);
             last_commit = Instant::now();
         }
     }
@@ -184,6 +187,12 @@ impl Core {
             tracing::error!("{what}: {e}");
             self.work.lock().last_error = Some(format!("{what}: {e}"));
         }
+    }
+
+    /// Removes the files that are queued for it.
+    pub(crate) fn remove_queued(&self) {
+        let files = std::mem::take(&mut self.work.lock().remove);
+        self.remove_files(files);
     }
 
     fn remove_files(&self, files: Vec<(crate::types::Ino, super::rows::LayerFile)>) {

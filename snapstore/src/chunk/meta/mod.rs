@@ -271,14 +271,32 @@ impl Meta {
         key: &Key,
         mut last: impl FnMut(EpochId, &Value) -> Result<bool>,
     ) -> Result<()> {
+        // All of one moment: between two looks reclaim may move a row to where the second does not find it.
+        let (mut recent, view) = {
+            let tables = self.tables.read();
+            let of_key = tables.stack.iter().map(Slot::table).filter_map(|t| {
+                let value = t.rows.get(key).filter(|_| lineage.contains(t.epoch))?;
+                Some((t.epoch, value.clone()))
+            });
+            (of_key.collect::<Vec<_>>(), tables.view.clone())
+        };
+        // Of one epoch the youngest memtable's row counts, which comes first.
+        recent.dedup_by_key(|(epoch, _)| *epoch);
+        let mut recent = recent.into_iter().peekable();
         let mut limit = EpochId(u64::MAX);
-        while let Some((epoch, value)) = self.newest_below(lineage, key, limit)? {
+        loop {
+            let stored = view.newest_below(lineage, key, limit)?;
+            let memory_first = match (recent.peek(), &stored) {
+                (Some((epoch, _)), Some((stored, _))) => epoch >= stored,
+                (memory, _) => memory.is_some(),
+            };
+            let next = if memory_first { recent.next() } else { stored };
+            let Some((epoch, value)) = next else { return Ok(()) };
             if last(epoch, &value)? {
-                break;
+                return Ok(());
             }
             limit = epoch;
         }
-        Ok(())
     }
 
     /// Calls `each` for the rows of a lineage whose keys begin with `prefix`, in order of their keys, tombstones left

@@ -406,8 +406,8 @@ fn needs_copy_up(top: &Layer, offset: u64, end: u64) -> bool {
     let state = top.state.read();
     let Some(chunks) = &state.chunks else { return false };
     let missing = |chunk: u64| chunk * CHUNK_SIZE < state.limit && !chunks.contains(chunk as u32);
-    (offset % CHUNK_SIZE != 0 && missing(offset / CHUNK_SIZE))
-        || (end % CHUNK_SIZE != 0 && end < state.size && missing(end / CHUNK_SIZE))
+    (!offset.is_multiple_of(CHUNK_SIZE) && missing(offset / CHUNK_SIZE))
+        || (!end.is_multiple_of(CHUNK_SIZE) && end < state.size && missing(end / CHUNK_SIZE))
 }
 
 /// Where a chunk's bytes come from: which layer of the stack, and how many bytes of the file may come from there.

@@ -195,12 +195,12 @@ impl Layer {
         let mut state = self.state.write();
         if !state.created {
             let file = create(disk, &state.file, self.ino).map_err(|e| self.io("create", e))?;
-            if state.size > 0 {
-                if let Err(e) = file.set_len(state.size) {
-                    // Tried anew from the beginning next time.
-                    let _ = disk.remove(&state.file.path(self.ino));
-                    return Err(self.io("extend", e));
-                }
+            if state.size > 0
+                && let Err(e) = file.set_len(state.size)
+            {
+                // Tried anew from the beginning next time.
+                let _ = disk.remove(&state.file.path(self.ino));
+                return Err(self.io("extend", e));
             }
             *self.file.lock() = Some(file);
             state.created = true;

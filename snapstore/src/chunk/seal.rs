@@ -39,7 +39,7 @@ impl Core {
         }
         let mut grown: i64 = 0;
         for layer in &layers {
-            self.sync_layer(&layer)?;
+            self.sync_layer(layer)?;
             grown += self.seal_layer(layer, &lineage)?;
         }
         grown -= self.gone_chunks(epoch, parent)?;

@@ -35,7 +35,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         // An eject that was interrupted near its end leaves a plain directory and what is left of the store.
         State::Plain => {
             return match chunk::eject(&data_dir, None, &Bar::default()) {
-                Ok(_) => Ok(output::say(&format!("{dir}: a plain directory again"))),
+                Ok(_) => {
+                    output::say(&format!("{dir}: a plain directory again"));
+                    Ok(())
+                }
                 Err(snapstore::Error::NotAStore { .. }) => Err(target::plain(&data_dir)),
                 Err(error) => Err(error.into()),
             };

@@ -179,3 +179,50 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::path::Path;
+    use std::process::Command;
+
+    use crate::backend::{Backend, Head, HeightQuery, NewInode, SnapshotOptions, WriteOrigin};
+    use crate::chunk::{OpenOptions, create_empty, open};
+    use crate::types::{FileKind, Height, Ino};
+
+    /// A crash in the middle of sealing: one layer's row says sealed already, the epoch's does not.
+    #[test]
+    fn regression_a_half_sealed_epoch_keeps_what_its_layers_inherit() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, crashed) = (dir.path().join("store"), dir.path().join("crashed"));
+        create_empty(&path, Path::new("/data")).unwrap();
+        let options = OpenOptions { no_background: true };
+        let (store, _) = open::open(&path, &options).unwrap();
+        let head = store.head();
+        let new =
+            NewInode { kind: FileKind::Regular, mode: 0o600, umask: 0, uid: 0, gid: 0, rdev: 0, target: b"" };
+        let ino = head.create(Ino::ROOT, OsStr::new("f"), &new).unwrap().ino;
+        let file = head.open_write(ino).unwrap();
+        file.write_at(&[1; 10 * 4096], 0, WriteOrigin::Call).unwrap();
+        store.snapshot(Height(1), &SnapshotOptions::default()).unwrap();
+        store.settle().unwrap();
+        file.write_at(&[2; 4096], 3 * 4096, WriteOrigin::Call).unwrap();
+        store.snapshot(Height(2), &SnapshotOptions::default()).unwrap();
+        let epoch = store.find(HeightQuery::Newest).unwrap().epoch;
+        let lineage = super::Lineage::new(&store.core.control.lock().tree, epoch);
+        for layer in store.core.layers_of(epoch).unwrap() {
+            store.core.sync_layer(&layer).unwrap();
+            store.core.seal_layer(&layer, &lineage).unwrap();
+        }
+        // Somebody else's commit takes the row along.
+        head.sync_names().unwrap();
+        let copied = Command::new("cp").args(["-a", "--sparse=always"]).args([&path, &crashed]).status();
+        assert!(copied.unwrap().success());
+        let (store, recovery) = open::open(&crashed, &options).unwrap();
+        assert_eq!(recovery.dropped, [Height(2)]);
+        let mut found = vec![0; 10 * 4096];
+        store.head().open(ino).unwrap().read_at(&mut found, 0).unwrap();
+        let wanted = [vec![1; 3 * 4096], vec![2; 4096], vec![1; 6 * 4096]].concat();
+        assert!(found == wanted, "what is inherited must not read zeros");
+    }
+}

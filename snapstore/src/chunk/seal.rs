@@ -186,7 +186,7 @@ mod tests {
     use std::path::Path;
     use std::process::Command;
 
-    use crate::backend::{Backend, Head, HeightQuery, NewInode, SnapshotOptions, WriteOrigin};
+    use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, WriteOrigin};
     use crate::chunk::{OpenOptions, create_empty, open};
     use crate::types::{FileKind, Height, Ino};
 

@@ -164,6 +164,11 @@ fn plan(place: &Place, store: &OwnedFd, progress: &dyn Progress) -> Result<()> {
 
 /// The moment that decides.
 fn take(place: &Place, store: &OwnedFd) -> Result<()> {
+    // The scan may have taken minutes: whoever began to write meanwhile would go on writing beside the mount.
+    if let Some(open) = crate::procs::open_files(&place.data_dir, true).first() {
+        let reason = format!("is open for writing in process {} ({}); stop it first", open.pid, open.process);
+        return Err(refuse(&open.path, reason));
+    }
     match place.way {
         Way::Swap => take::exchange(place, store.as_fd())
             .map_err(|e| refuse(&place.data_dir, format!("cannot be renamed into the store: {e}"))),
@@ -319,6 +324,14 @@ fn confirm(located: &Located) -> Result<()> {
     let named = marker::read(dir.as_fd()).map_err(Error::io("read the marker in", &located.data_dir))?;
     let moved = format::check(&store, &located.store)?.data_dir != located.data_dir;
     let began_eject = journal::read(store.as_fd())?.is_some();
+    // What somebody wrote here while nothing was mounted would be hidden by the mount.
+    let place = Place::of(&located.data_dir, Some(&located.store))?;
+    for name in walk::names_in(dir.as_fd()).map_err(Error::io("list", &located.data_dir))? {
+        if !take::stays(&place, &name).map_err(Error::io("stat", located.data_dir.join(&name)))? {
+            let reason = "lies in the unmounted data dir, where it would be hidden; move it elsewhere first";
+            return Err(refuse(&located.data_dir.join(&name), reason));
+        }
+    }
     let right = named.as_ref() == Some(&located.store) && !moved && !began_eject;
     if right && crate::sys::stat_at(dir.as_fd(), OsStr::new("")).is_ok_and(|s| s.mode == 0o555 && s.pinned) {
         return Ok(());

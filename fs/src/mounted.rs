@@ -130,6 +130,8 @@ impl Mounted {
     ) -> std::result::Result<SnapshotInfo, Failure> {
         let _one = self.verb.lock();
         self.flush_writers()?;
+        // Once more, quickly: what was removed since the first pass must not be in the cut without what replaced it.
+        self.flush_writers()?;
         Ok(self.backend.snapshot(height, options)?)
     }
 
@@ -140,7 +142,7 @@ impl Mounted {
         if self.backend.find(HeightQuery::Exact(height)).is_ok() {
             return Err(Errno(libc::EEXIST));
         }
-        self.flush_writers().map_err(|failure| {
+        self.flush_writers().and_then(|()| self.flush_writers()).map_err(|failure| {
             tracing::error!(%height, %failure, "no snapshot was taken");
             Errno(libc::EIO)
         })?;

@@ -366,13 +366,6 @@ impl Content {
         stack.iter().any(|l| l.in_memtable.load(std::sync::atomic::Ordering::Acquire))
     }
 
-    /// Notes the time of a write from the page cache.
-    pub(crate) fn note_write(&self, time: crate::types::Timestamp) {
-        if let Some(top) = self.stack.read().first() {
-            top.wrote_at(time);
-        }
-    }
-
     /// The next data or hole at or after `offset`.
     pub(crate) fn seek(&self, core: &Core, offset: u64, what: Seek) -> Result<u64> {
         let stack = self.stack.read();

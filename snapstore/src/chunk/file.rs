@@ -6,7 +6,6 @@ use super::content::Content;
 use super::head::ChunkHead;
 use crate::backend::{Allocate, FileRead, FileWrite, Seek, WriteOrigin};
 use crate::error::{Error, Result};
-use crate::types::Timestamp;
 
 /// A regular file of the head, open for reading and writing. When the head is switched it fails.
 pub(crate) struct HeadFile {
@@ -45,7 +44,8 @@ impl FileWrite for HeadFile {
     fn write_at(&self, data: &[u8], offset: u64, origin: WriteOrigin) -> Result<()> {
         self.content.write_at(&self.head.core, data, offset)?;
         match origin {
-            WriteOrigin::PageCache => self.content.note_write(Timestamp::now()),
+            // The kernel sends its own times: at the latest when the file is closed, synced, or cut.
+            WriteOrigin::PageCache => {}
             WriteOrigin::Call => self.head.touch_times(self.content.ino)?,
         }
         Ok(())

@@ -58,17 +58,9 @@ impl ChunkHead {
             let mut row = l.inode(ino)?;
             row.mtime = Timestamp::now();
             row.ctime = row.mtime;
-            if let Some(top) = self.newest_layer(l, ino)? {
-                top.forget_write_time();
-            }
             self.core.meta.apply(vec![(Key::inode(ino), Some(row.encode().into()))], &[]);
             Ok(())
         })
-    }
-
-    fn newest_layer(&self, l: &Lookup<'_>, ino: Ino) -> Result<Option<Arc<super::layer::Layer>>> {
-        let newest = self.core.meta.newest(l.lineage, &Key::layer(ino))?;
-        Ok(newest.and_then(|(epoch, _)| self.core.live_layer(ino, epoch)))
     }
 
     pub(super) fn entry(&self, l: &Lookup<'_>, parent: Ino, name: &OsStr) -> Result<DentryRow> {
@@ -361,11 +353,6 @@ impl Head for ChunkHead {
             }
             if !lasting && !chmod {
                 edit.needed.clear();
-            }
-            if (set.mtime.is_some() || set.size.is_some())
-                && let Some(top) = self.newest_layer(l, ino)?
-            {
-                top.forget_write_time();
             }
             edit.apply(&self.core);
             l.attr_of(ino, &row)

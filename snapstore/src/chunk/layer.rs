@@ -13,7 +13,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use roaring::RoaringBitmap;
@@ -21,7 +21,7 @@ use roaring::RoaringBitmap;
 use super::rows::{LayerFile, LayerRow};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
-use crate::types::{CHUNK_SIZE, EpochId, Ino, Timestamp};
+use crate::types::{CHUNK_SIZE, EpochId, Ino};
 
 /// A layer in memory. There is one object per layer while anybody uses it.
 pub(crate) struct Layer {
@@ -47,9 +47,6 @@ pub(crate) struct Layer {
     syncing: Mutex<()>,
     /// A sync failed: what was written may be lost, and no later sync can tell.
     failed: AtomicBool,
-    /// When the page cache last wrote here, in nanoseconds since 1970, where the kernel has not said its own time
-    /// since; 0 otherwise.
-    last_write: AtomicI64,
 }
 
 /// The facts of a layer that change while it is unsealed.
@@ -169,7 +166,6 @@ impl Layer {
             in_memtable: AtomicBool::new(false),
             syncing: Mutex::new(()),
             failed: AtomicBool::new(false),
-            last_write: AtomicI64::new(0),
         }
     }
 
@@ -272,28 +268,6 @@ impl Layer {
     pub(crate) fn wrote(&self) {
         if !self.unsynced.load(Ordering::Relaxed) {
             self.unsynced.store(true, Ordering::Release);
-        }
-    }
-
-    /// Notes the time of a write from the page cache.
-    pub(crate) fn wrote_at(&self, time: Timestamp) {
-        self.last_write
-            .store(time.secs.saturating_mul(1_000_000_000) + i64::from(time.nanos), Ordering::Relaxed);
-    }
-
-    /// The kernel has said its own time.
-    pub(crate) fn forget_write_time(&self) {
-        self.last_write.store(0, Ordering::Relaxed);
-    }
-
-    /// When the page cache last wrote here, where the kernel has not said its own time since.
-    pub(crate) fn write_time(&self) -> Option<Timestamp> {
-        match self.last_write.load(Ordering::Relaxed) {
-            0 => None,
-            n => Some(Timestamp {
-                secs: n.div_euclid(1_000_000_000),
-                nanos: n.rem_euclid(1_000_000_000) as u32,
-            }),
         }
     }
 

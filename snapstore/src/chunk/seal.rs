@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::core::Core;
 use super::layer::Layer;
 use super::lineage::Lineage;
-use super::rows::{InodeRow, Key, KeyKind, Row};
+use super::rows::{Key, KeyKind};
 use super::snapshots::{epoch_row, json, snapshot_row};
 use super::space;
 use crate::error::{Error, Result};
@@ -99,9 +99,6 @@ impl Core {
 
     /// Makes one layer final. Returns by how many chunks the epoch's tree has more data than the one before.
     fn seal_layer(&self, layer: &Arc<Layer>, lineage: &Lineage) -> Result<i64> {
-        if let Some(written) = layer.write_time() {
-            self.keep_write_time(layer, lineage, written)?;
-        }
         let visible =
             self.with_stack(lineage, layer.ino, |stack| Ok(space::visible_chunks(self, stack)?.len()))?;
         // Not the next layer of the stack: one that hides everything is alone in it.
@@ -126,25 +123,6 @@ impl Core {
 
     fn visible_through(&self, layer: &Layer) -> Result<u64> {
         Ok(layer.state.read().visible)
-    }
-
-    /// The time of the last write from the page cache becomes the file's, where the kernel has not told its own.
-    fn keep_write_time(
-        &self,
-        layer: &Layer,
-        lineage: &Lineage,
-        written: crate::types::Timestamp,
-    ) -> Result<()> {
-        let _names = self.names.lock();
-        let key = Key::inode(layer.ino);
-        if let Some(mut row) = self.meta.get::<InodeRow>(lineage, &key)?
-            && written > row.ctime
-        {
-            row.mtime = written;
-            row.ctime = written;
-            self.meta.apply_at(layer.epoch, vec![(key, Some(row.encode().into()))], &[]);
-        }
-        Ok(())
     }
 
     /// Chunks of data that inodes removed in an epoch had before it.

@@ -10,7 +10,7 @@ use super::lineage::Lineage;
 use super::rows::{DentryRow, InodeRow, Key, KeyKind, Row};
 use crate::backend::{FileRead, Seek, Tree};
 use crate::error::{Error, Result};
-use crate::types::{Attr, DirEntry, FileKind, Ino, NAME_MAX, StatFs, Timestamp};
+use crate::types::{Attr, DirEntry, FileKind, Ino, NAME_MAX, StatFs};
 
 /// Looks rows up in a lineage.
 pub(crate) struct Lookup<'a> {
@@ -40,13 +40,9 @@ impl Lookup<'_> {
 
     /// What `stat` tells, from an inode's row and its newest layer.
     pub(crate) fn attr_of(&self, ino: Ino, row: &InodeRow) -> Result<Attr> {
-        let (mut mtime, mut ctime) = (row.mtime, row.ctime);
         let (size, blocks) = match row.kind {
             FileKind::Regular => {
                 let extent = self.extent(ino)?;
-                if let Some(written) = extent.written.filter(|&w| w > ctime) {
-                    (mtime, ctime) = (written, written);
-                }
                 (extent.size, extent.blocks)
             }
             FileKind::Symlink => (row.target.len() as u64, 0),
@@ -64,8 +60,8 @@ impl Lookup<'_> {
             size,
             blocks,
             atime: row.atime,
-            mtime,
-            ctime,
+            mtime: row.mtime,
+            ctime: row.ctime,
             btime: row.btime,
         })
     }
@@ -78,9 +74,6 @@ impl Lookup<'_> {
             let Some(bytes) = value else { return Ok(true) };
             let (size, limit, blocks) = match self.core.live_layer(ino, epoch) {
                 Some(layer) => {
-                    if first {
-                        extent.written = layer.write_time();
-                    }
                     let (size, limit, sealed, blocks) = {
                         let s = layer.state.read();
                         (s.size, s.limit, s.sealed, s.blocks)
@@ -158,7 +151,6 @@ impl Lookup<'_> {
 struct Extent {
     size: u64,
     blocks: u64,
-    written: Option<Timestamp>,
 }
 
 /// A name that a directory can hold.

@@ -25,6 +25,7 @@ mod mount;
 mod mounted;
 mod mountinfo;
 pub mod node;
+mod order;
 mod status;
 mod switch;
 mod sys;

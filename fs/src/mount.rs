@@ -99,7 +99,7 @@ pub fn mount(backend: Arc<dyn Backend>, mut options: MountOptions) -> Result<Arc
     let wanted = Wanted { writeback: options.cache == Cache::Writeback };
 
     let (device, limits) = attach(&point, mode)?;
-    let mounted = Arc::new(Mounted::new(backend, options));
+    let mounted = Arc::new(Mounted::new(backend, options, workers));
     mounted.add_limits(limits);
     let session = match Session::new(mounted.clone(), device, wanted, workers) {
         Ok(session) => session,

@@ -23,6 +23,13 @@ use crate::mount::{Cache, MountOptions};
 use crate::node::{NodeId, Virtual};
 use crate::tree::{MountTree, Node, TreeOptions, height_of};
 
+/// So many barriers may see a change of names or sizes, before such changes are held back.
+const FREE_ROUNDS: usize = 3;
+/// So many barriers may fail to get a moment of rest even so.
+const HELD_ROUNDS: usize = 10;
+/// For how long a change of names or sizes waits at most.
+const LONGEST_HOLD: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// A mounted file system.
 pub struct Mounted {
     pub(crate) tree: MountTree,
@@ -39,12 +46,21 @@ pub struct Mounted {
     ended: Condvar,
 }
 
+/// Why there was no cut.
+enum NotCut {
+    /// The kernel could not write back what it keeps.
+    Flush(Failure),
+    /// The store refused or failed.
+    Store(snapstore::Error),
+}
+
 impl Mounted {
-    pub(crate) fn new(backend: Arc<dyn Backend>, options: MountOptions) -> Mounted {
+    pub(crate) fn new(backend: Arc<dyn Backend>, options: MountOptions, workers: usize) -> Mounted {
         let tree = TreeOptions {
             show_heights: options.show_heights,
             control_path: options.control_path.clone(),
             writeback: options.cache == Cache::Writeback,
+            workers,
         };
         Mounted {
             tree: MountTree::new(backend.clone(), tree),
@@ -58,11 +74,6 @@ impl Mounted {
             end: Mutex::new(None),
             ended: Condvar::new(),
         }
-    }
-
-    /// Whether the kernel caches writes.
-    pub(crate) fn writeback(&self) -> bool {
-        self.options.cache == Cache::Writeback
     }
 
     pub(crate) fn connect(&self, kernel: Box<dyn Kernel>) {
@@ -129,10 +140,34 @@ impl Mounted {
         options: &SnapshotOptions,
     ) -> std::result::Result<SnapshotInfo, Failure> {
         let _one = self.verb.lock();
-        self.flush_writers()?;
-        // Once more, quickly: what was removed since the first pass must not be in the cut without what replaced it.
-        self.flush_writers()?;
-        Ok(self.backend.snapshot(height, options)?)
+        self.cut(height, options).map_err(|refused| match refused {
+            NotCut::Flush(failure) => failure,
+            NotCut::Store(error) => error.into(),
+        })
+    }
+
+    /// The barrier and the cut. Nothing that is in the cut as a change of names or sizes is there without what was
+    /// written before it: see [`crate::order`].
+    fn cut(
+        &self,
+        height: snapstore::Height,
+        options: &SnapshotOptions,
+    ) -> std::result::Result<SnapshotInfo, NotCut> {
+        let order = &self.tree.order;
+        for round in 0..FREE_ROUNDS + HELD_ROUNDS {
+            let _held = (round >= FREE_ROUNDS).then(|| order.hold(LONGEST_HOLD));
+            let gate = order.unchanged();
+            self.flush_writers().map_err(NotCut::Flush)?;
+            if let Some(taken) = self.backend.cut(height, options, &gate).map_err(NotCut::Store)? {
+                return Ok(taken);
+            }
+        }
+        tracing::warn!(
+            %height,
+            "names change faster than written data can be flushed: the snapshot may show a change of names without \
+             unsynced data that was written shortly before it"
+        );
+        self.backend.snapshot(height, options).map_err(NotCut::Store)
     }
 
     /// `mkdir @height/NAME`.
@@ -142,12 +177,14 @@ impl Mounted {
         if self.backend.find(HeightQuery::Exact(height)).is_ok() {
             return Err(Errno(libc::EEXIST));
         }
-        self.flush_writers().and_then(|()| self.flush_writers()).map_err(|failure| {
-            tracing::error!(%height, %failure, "no snapshot was taken");
-            Errno(libc::EIO)
-        })?;
-        self.backend.snapshot(height, &SnapshotOptions::default())?;
-        Ok(())
+        match self.cut(height, &SnapshotOptions::default()) {
+            Ok(_) => Ok(()),
+            Err(NotCut::Store(error)) => Err(error.into()),
+            Err(NotCut::Flush(failure)) => {
+                tracing::error!(%height, %failure, "no snapshot was taken");
+                Err(Errno(libc::EIO))
+            }
+        }
     }
 
     /// `rmdir @height/NAME`.

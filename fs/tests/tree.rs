@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use mem::Mem;
-use snapstore::backend::{Backend, HeightQuery, RenameMode, SnapshotOptions, WriteOrigin};
+use snapstore::backend::{Backend, HeightQuery, RenameMode, SnapshotOptions};
 use snapstore::{FileKind, Height};
 use tmfs_fs::errno::Errno;
 use tmfs_fs::node::{NodeId, Tag, Virtual};
@@ -41,7 +41,7 @@ fn walk(tree: &Entered<'_>, path: &str) -> Result<Entry, Errno> {
 fn write(tree: &MountTree, name: &str, text: &[u8]) -> (Entry, u64) {
     let (entry, opened) =
         tree.enter().create(NOBODY, NodeId::ROOT, OsStr::new(name), (0o644, 0o022)).unwrap();
-    tree.write(opened.fh, text, 0, WriteOrigin::Call, false).unwrap();
+    tree.write(opened.fh, text, 0, false).unwrap();
     (entry, opened.fh)
 }
 
@@ -107,7 +107,7 @@ fn numbers_and_handles_of_a_head_that_was_left_are_refused() {
     let (old, fh) = write(&tree, "f", b"one");
     assert_eq!(old.id.tag(), Tag::FIRST);
     cut(&mem, 1);
-    tree.write(fh, b"two", 0, WriteOrigin::Call, false).unwrap();
+    tree.write(fh, b"two", 0, false).unwrap();
     let listing = tree.enter().open_dir(NOBODY, NodeId::ROOT).unwrap().0;
     let mut names = Vec::new();
     tree.enter()
@@ -118,7 +118,7 @@ fn numbers_and_handles_of_a_head_that_was_left_are_refused() {
         .unwrap();
     tree.switch(|| mem.rollback(HeightQuery::Newest, &[], false)).unwrap();
 
-    assert_eq!(err(tree.write(fh, b"x", 0, WriteOrigin::Call, false)), libc::EIO);
+    assert_eq!(err(tree.write(fh, b"x", 0, false)), libc::EIO);
     assert_eq!(err(tree.read(fh, &mut [0], 0)), libc::EIO);
     assert_eq!(err(tree.sync(fh, true)), libc::EIO);
     assert_eq!(err(tree.enter().get_attr(old.id)), libc::ESTALE);

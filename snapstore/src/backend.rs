@@ -90,8 +90,8 @@ pub trait Head: Tree {
     fn set_xattr(&self, ino: Ino, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()>;
     /// Removes an extended attribute.
     fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<()>;
-    /// Opens a regular file for reading and writing.
-    fn open_write(&self, ino: Ino) -> Result<Arc<dyn FileWrite>>;
+    /// Opens a regular file for reading and writing. `times`: who keeps its times when its content changes.
+    fn open_write(&self, ino: Ino, times: Times) -> Result<Arc<dyn FileWrite>>;
     /// Clears set-user-id, set-group-id (where the group may execute) and `security.capability`, as a write by
     /// someone unprivileged does.
     fn drop_privileges(&self, ino: Ino) -> Result<()>;
@@ -104,7 +104,7 @@ pub trait Head: Tree {
 /// The content of a regular file of a [`Head`].
 pub trait FileWrite: FileRead {
     /// Writes all of `data` at `offset`, growing the file as needed.
-    fn write_at(&self, data: &[u8], offset: u64, origin: WriteOrigin) -> Result<()>;
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<()>;
     /// `fallocate`. Growing is part of it unless the mode keeps the size.
     fn allocate(&self, mode: Allocate, offset: u64, len: u64) -> Result<()>;
     /// Copies up to `len` bytes from another file; returns how many (0 at the source's end).
@@ -114,13 +114,33 @@ pub trait FileWrite: FileRead {
     fn sync(&self, data_only: bool) -> Result<()>;
 }
 
-/// Who made a write: the kernel's page cache keeps the file's times itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum WriteOrigin {
-    /// Written back from the page cache: the kernel sends the times on its own.
-    PageCache,
-    /// A write call that came straight through: mtime and ctime become now.
-    Call,
+/// Decides at the moment of a cut whether it may be made.
+pub trait Gate: Sync {
+    /// Calls `cut` once, and answers `true`; or does not, and answers `false`. What `cut` does takes microseconds and
+    /// waits for no operation, so the gate may hold back whatever must not come in between.
+    fn pass(&self, cut: &mut dyn FnMut()) -> bool;
+}
+
+/// A [`Gate`] that lets everything pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Open;
+
+impl Gate for Open {
+    fn pass(&self, cut: &mut dyn FnMut()) -> bool {
+        cut();
+        true
+    }
+}
+
+/// Who keeps a regular file's mtime and ctime when its content changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Times {
+    /// The head: they become now.
+    #[default]
+    Touch,
+    /// The caller: they stay until it sets them. A kernel that caches writes believes its own times, whatever it is
+    /// told, and sends them when the file is closed or synced; a time of ours would stay wherever it has none to send.
+    Keep,
 }
 
 /// The modes of `fallocate` that reach a FUSE file system.
@@ -172,6 +192,8 @@ pub struct SetAttr {
     pub ctime: Option<Timestamp>,
     /// The caller may not keep set-id bits when it changes size or owner.
     pub drop_privileges: bool,
+    /// Who keeps the times when the size changes.
+    pub times: Times,
 }
 
 /// `renameat2`'s flags.
@@ -328,7 +350,13 @@ pub trait Backend: Send + Sync {
     /// Errors: [`Error::HeightExists`](crate::Error::HeightExists), unless that snapshot is the newest and nothing
     /// has changed since (then it is returned again);
     /// [`Error::HeightNotNewer`](crate::Error::HeightNotNewer).
-    fn snapshot(&self, height: Height, options: &SnapshotOptions) -> Result<SnapshotInfo>;
+    fn snapshot(&self, height: Height, options: &SnapshotOptions) -> Result<SnapshotInfo> {
+        Ok(self.cut(height, options, &Open)?.expect("an open gate lets everything pass"))
+    }
+    /// [`Backend::snapshot`], if `gate` lets it pass at the very moment of the cut; else nothing is done, and the answer
+    /// is `None`.
+    fn cut(&self, height: Height, options: &SnapshotOptions, gate: &dyn Gate)
+    -> Result<Option<SnapshotInfo>>;
     /// Waits until the snapshot of an epoch survives a power cut. One that was deleted meanwhile has nothing left to
     /// wait for.
     fn wait_durable(&self, epoch: EpochId) -> Result<()>;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
-use snapstore::backend::{Backend, FileWrite, Head, HeightQuery, NewInode, SnapshotOptions, WriteOrigin};
+use snapstore::backend::{Backend, FileWrite, Head, HeightQuery, NewInode, SnapshotOptions, Times};
 use snapstore::chunk::{self, OpenOptions};
 use snapstore::{FileKind, Height, Ino};
 
@@ -67,15 +67,15 @@ fn a_file_written_in_every_epoch_keeps_as_many_layers_as_snapshots() {
     let store = open(&path);
     let head = store.head();
     let ino = create(&*head, "db");
-    let file: Arc<dyn FileWrite> = head.open_write(ino).unwrap();
+    let file: Arc<dyn FileWrite> = head.open_write(ino, Times::Touch).unwrap();
     let mut now = content(0, 64);
-    file.write_at(&now, 0, WriteOrigin::Call).unwrap();
+    file.write_at(&now, 0).unwrap();
     let mut then = Vec::new();
     for height in 1..=EPOCHS {
         for step in [height % 64, (height * 7) % 64] {
             let at = step as usize * 4096;
             now[at..at + 4096].fill(height as u8);
-            file.write_at(&now[at..at + 4096], at as u64, WriteOrigin::Call).unwrap();
+            file.write_at(&now[at..at + 4096], at as u64).unwrap();
         }
         snap(&*store, height);
         then.push(now.clone());
@@ -118,10 +118,10 @@ fn deleting_the_newest_frees_what_the_head_has_overwritten() {
     let store = open(&path);
     let head = store.head();
     let ino = create(&*head, "f");
-    let file = head.open_write(ino).unwrap();
-    file.write_at(&content(1, 10), 0, WriteOrigin::Call).unwrap();
+    let file = head.open_write(ino, Times::Touch).unwrap();
+    file.write_at(&content(1, 10), 0).unwrap();
     snap(&*store, 1);
-    file.write_at(&content(2, 4), 4096, WriteOrigin::Call).unwrap();
+    file.write_at(&content(2, 4), 4096).unwrap();
     store.settle().unwrap();
     assert_eq!(store.find(HeightQuery::Newest).unwrap().exclusive_bytes, 4 * 4096);
     let (_, before) = layers(&path, ino);
@@ -142,12 +142,12 @@ fn what_a_rollback_left_goes_when_it_is_dropped() {
     let store = open(&path);
     let head = store.head();
     let ino = create(&*head, "f");
-    let file = head.open_write(ino).unwrap();
-    file.write_at(&content(1, 3), 0, WriteOrigin::Call).unwrap();
+    let file = head.open_write(ino, Times::Touch).unwrap();
+    file.write_at(&content(1, 3), 0).unwrap();
     snap(&*store, 1);
-    file.write_at(&content(2, 3), 0, WriteOrigin::Call).unwrap();
+    file.write_at(&content(2, 3), 0).unwrap();
     snap(&*store, 2);
-    file.write_at(&content(3, 3), 0, WriteOrigin::Call).unwrap();
+    file.write_at(&content(3, 3), 0).unwrap();
     drop(file);
     store.rollback(HeightQuery::Exact(Height(1)), &[], false).unwrap();
     assert_eq!(store.heights(), [Height(1)]);
@@ -167,9 +167,9 @@ fn several_at_once_free_what_is_said() {
     let store = open(&path);
     let head = store.head();
     let ino = create(&*head, "f");
-    let file = head.open_write(ino).unwrap();
+    let file = head.open_write(ino, Times::Touch).unwrap();
     for (height, first, count) in [(1, 0, 256), (2, 0, 64), (3, 32, 64), (4, 0, 256)] {
-        file.write_at(&content(height as u8, count), first * 4096, WriteOrigin::Call).unwrap();
+        file.write_at(&content(height as u8, count), first * 4096).unwrap();
         snap(&*store, height);
     }
     store.settle().unwrap();

@@ -32,7 +32,7 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use snapstore::FileKind;
-use snapstore::backend::{SetAttr, WriteOrigin};
+use snapstore::backend::{SetAttr, Times};
 
 use crate::errno::{Errno, Result};
 use crate::mounted::Mounted;
@@ -168,6 +168,7 @@ impl Filesystem for Adapter {
             mtime: mtime.map(timestamp),
             ctime: ctime.map(from_fuser),
             drop_privileges: false,
+            times: Times::Touch,
         };
         let fh = fh.map(|fh| fh.0);
         self.serve(
@@ -332,10 +333,8 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let cached = self.mounted.writeback() && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let origin = if cached { WriteOrigin::PageCache } else { WriteOrigin::Call };
         let unprivileged = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.run(Kind::Write, || self.mounted.tree.write(fh.0, data, offset, origin, unprivileged)) {
+        match self.run(Kind::Write, || self.mounted.tree.write(fh.0, data, offset, unprivileged)) {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(errno(e)),
         }

@@ -38,10 +38,14 @@ impl Entered<'_> {
         if set.size.is_some_and(|size| size > MAX_FILE_SIZE) {
             return Err(Errno(libc::EFBIG));
         }
+        if set.size.is_some() {
+            self.tree.order.change();
+        }
         let owner = set.uid.is_some() || set.gid.is_some();
         let drop_privileges = (owner || set.size.is_some() && caller.uid != 0)
             && self.head().get_attr(ino)?.kind != FileKind::Directory;
-        let attr = self.head().set_attr(ino, &SetAttr { drop_privileges, ..set })?;
+        let attr =
+            self.head().set_attr(ino, &SetAttr { drop_privileges, times: self.tree.times(), ..set })?;
         Ok((attr, LONG))
     }
 

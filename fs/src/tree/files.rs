@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use snapstore::backend::{Allocate, FileRead, Seek, SetAttr, WriteOrigin};
+use snapstore::backend::{Allocate, FileRead, Seek, SetAttr, Times};
 use snapstore::{FileKind, Ino, MAX_FILE_SIZE};
 
 use super::names::Make;
@@ -35,8 +35,10 @@ impl Entered<'_> {
             Node::Live(ino) => {
                 let handle = self.open_live(ino, writing)?;
                 if truncating {
+                    self.tree.order.change();
                     let drop_privileges = caller.uid != 0;
-                    let set = SetAttr { size: Some(0), drop_privileges, ..SetAttr::default() };
+                    let times = self.tree.times();
+                    let set = SetAttr { size: Some(0), drop_privileges, times, ..SetAttr::default() };
                     self.head().set_attr(ino, &set)?;
                 }
                 handle
@@ -72,7 +74,10 @@ impl Entered<'_> {
     fn open_live(&self, ino: Ino, writing: bool) -> Result<Handle> {
         let (id, serial) = (self.live_node(ino), self.serial());
         Ok(match writing {
-            true => Handle::LiveWrite(LiveWrite { ino, id, serial, file: self.head().open_write(ino)? }),
+            true => {
+                let file = self.head().open_write(ino, self.tree.times())?;
+                Handle::LiveWrite(LiveWrite { ino, id, serial, file })
+            }
             false => Handle::LiveRead(LiveRead { ino, id, serial, file: self.head().open(ino)? }),
         })
     }
@@ -104,6 +109,11 @@ impl MountTree {
         if serial == self.serial() { Ok(handle) } else { Err(Errno(libc::EIO)) }
     }
 
+    /// Who keeps the times of files whose content changes.
+    pub(super) fn times(&self) -> Times {
+        if self.options.writeback { Times::Keep } else { Times::Touch }
+    }
+
     /// Refuses a handle of a head that was left.
     pub(super) fn check_handle(&self, fh: u64) -> Result<()> {
         // A handle that is unknown is one that the kernel only guessed: nothing is wrong with the request.
@@ -117,21 +127,14 @@ impl MountTree {
     }
 
     /// Writes. `unprivileged`: the writer may not leave set-id bits behind.
-    pub fn write(
-        &self,
-        fh: u64,
-        data: &[u8],
-        offset: u64,
-        origin: WriteOrigin,
-        unprivileged: bool,
-    ) -> Result<()> {
+    pub fn write(&self, fh: u64, data: &[u8], offset: u64, unprivileged: bool) -> Result<()> {
         let handle = self.handle(fh)?;
         let file = writable(&handle)?;
         within_limit(offset, data.len() as u64)?;
         if unprivileged {
             self.head().drop_privileges(file.ino)?;
         }
-        Ok(file.file.write_at(data, offset, origin)?)
+        Ok(file.file.write_at(data, offset)?)
     }
 
     /// Makes the content durable.
@@ -139,7 +142,7 @@ impl MountTree {
         match &*self.handle(fh)? {
             Handle::LiveWrite(file) => Ok(file.file.sync(data_only)?),
             // fsync is allowed on any descriptor and covers what others wrote.
-            Handle::LiveRead(file) => Ok(self.head().open_write(file.ino)?.sync(data_only)?),
+            Handle::LiveRead(file) => Ok(self.head().open_write(file.ino, self.times())?.sync(data_only)?),
             // A barrier wants the kernel's pages to be written, not the disk to be waited for.
             Handle::Flush(_) | Handle::View(_) => Ok(()),
             Handle::Directory(_) => Err(Errno(libc::EISDIR)),
@@ -164,6 +167,7 @@ impl MountTree {
             within_limit(offset, len)?;
         }
         let handle = self.handle(fh)?;
+        self.order.change();
         Ok(writable(&handle)?.file.allocate(mode, offset, len)?)
     }
 

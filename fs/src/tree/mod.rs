@@ -44,6 +44,7 @@ use crate::errno::{Errno, Result};
 use crate::handles::Handles;
 use crate::lookups::Lookups;
 use crate::node::{NodeId, Tag, Virtual};
+use crate::order::Order;
 use crate::views::{ViewNode, Views};
 
 /// How long the kernel may keep what only a request of its own, or a switch that tells it, can change.
@@ -96,6 +97,8 @@ pub struct TreeOptions {
     pub control_path: PathBuf,
     /// Whether the kernel caches writes.
     pub writeback: bool,
+    /// How many threads answer requests.
+    pub workers: usize,
 }
 
 /// The tree that a mount shows.
@@ -106,6 +109,8 @@ pub struct MountTree {
     pub(crate) views: Views,
     /// The threads that flush for barriers.
     pub(crate) flushers: Mutex<HashSet<u32>>,
+    /// Keeps changes of names and sizes in order with what the kernel caches.
+    pub(crate) order: Order,
     options: TreeOptions,
     mounted: Timestamp,
     /// `live.serial`, to be read without entering.
@@ -147,6 +152,7 @@ impl MountTree {
             lookups: Lookups::default(),
             views: Views::default(),
             flushers: Mutex::default(),
+            order: Order::new(options.workers),
             options,
             mounted: Timestamp::now(),
             serial: AtomicU64::new(live.serial),
@@ -250,8 +256,8 @@ impl Entered<'_> {
         self.live.serial
     }
 
-    /// The directory of the live head in which `name` is to be made or removed. Names of virtual directories are
-    /// refused with `reserved`.
+    /// The directory of the live head in which `name` is to be made or removed: the beginning of every change of
+    /// names. Names of virtual directories are refused with `reserved`.
     fn parent(&self, parent: NodeId, name: &OsStr, reserved: i32) -> Result<Ino> {
         if name.len() > NAME_MAX {
             return Err(Errno(libc::ENAMETOOLONG));
@@ -260,6 +266,7 @@ impl Entered<'_> {
         if dir == Ino::ROOT && Virtual::named(name).is_some() {
             return Err(Errno(reserved));
         }
+        self.tree.order.change();
         Ok(dir)
     }
 }

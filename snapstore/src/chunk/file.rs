@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use super::content::Content;
 use super::head::ChunkHead;
-use crate::backend::{Allocate, FileRead, FileWrite, Seek, WriteOrigin};
+use crate::backend::{Allocate, FileRead, FileWrite, Seek, Times};
 use crate::error::{Error, Result};
 
 /// A regular file of the head, open for reading and writing. When the head is switched it fails.
 pub(crate) struct HeadFile {
     pub head: ChunkHead,
     pub content: Arc<Content>,
+    pub times: Times,
 }
 
 impl HeadFile {
@@ -19,6 +20,14 @@ impl HeadFile {
             Ok(())
         } else {
             Err(Error::Stale)
+        }
+    }
+
+    /// The content was changed.
+    fn changed(&self) -> Result<()> {
+        match self.times {
+            Times::Touch => self.head.touch_times(self.content.ino),
+            Times::Keep => Ok(()),
         }
     }
 }
@@ -41,14 +50,9 @@ impl FileRead for HeadFile {
 }
 
 impl FileWrite for HeadFile {
-    fn write_at(&self, data: &[u8], offset: u64, origin: WriteOrigin) -> Result<()> {
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         self.content.write_at(&self.head.core, data, offset)?;
-        match origin {
-            // The kernel sends its own times: at the latest when the file is closed, synced, or cut.
-            WriteOrigin::PageCache => {}
-            WriteOrigin::Call => self.head.touch_times(self.content.ino)?,
-        }
-        Ok(())
+        self.changed()
     }
 
     fn allocate(&self, mode: Allocate, offset: u64, len: u64) -> Result<()> {
@@ -61,7 +65,7 @@ impl FileWrite for HeadFile {
             Allocate::PunchHole => self.content.zero(core, offset, len, false)?,
             Allocate::ZeroRange { keep_size } => self.content.zero(core, offset, len, !keep_size)?,
         }
-        self.head.touch_times(self.content.ino)
+        self.changed()
     }
 
     fn copy_from(&self, source: &dyn FileRead, source_offset: u64, offset: u64, len: u64) -> Result<u64> {
@@ -79,7 +83,7 @@ impl FileWrite for HeadFile {
             done += got as u64;
         }
         if done > 0 {
-            self.head.touch_times(self.content.ino)?;
+            self.changed()?;
         }
         Ok(done)
     }

@@ -15,7 +15,7 @@ use super::file::HeadFile;
 use super::meta::Batch;
 use super::rows::{DentryRow, InodeRow, Key, Row};
 use super::tree::{Lookup, check_name, tree_by_lookup};
-use crate::backend::{FileRead, FileWrite, Head, NewInode, RenameMode, SetAttr, Tree, XattrMode};
+use crate::backend::{FileRead, FileWrite, Head, NewInode, RenameMode, SetAttr, Times, Tree, XattrMode};
 use crate::error::{Error, Result};
 use crate::types::{Attr, DirEntry, EpochId, FileKind, Ino, NAME_MAX, StatFs, Timestamp};
 
@@ -156,7 +156,7 @@ impl Tree for ChunkHead {
     tree_by_lookup!(with);
 
     fn open(&self, ino: Ino) -> Result<Arc<dyn FileRead>> {
-        Ok(Arc::new(self.open_file(ino)?))
+        Ok(Arc::new(self.open_file(ino, Times::Keep)?))
     }
 
     fn stat_fs(&self) -> Result<StatFs> {
@@ -165,14 +165,14 @@ impl Tree for ChunkHead {
 }
 
 impl ChunkHead {
-    fn open_file(&self, ino: Ino) -> Result<HeadFile> {
+    fn open_file(&self, ino: Ino, times: Times) -> Result<HeadFile> {
         match self.with(|l| l.inode(ino))?.kind {
             FileKind::Regular => {}
             FileKind::Directory => return Err(Error::IsDirectory),
             _ => return Err(Error::InvalidArgument),
         }
         let content = self.core.content(&Scope::Head(Arc::clone(&self.instance)), ino)?;
-        Ok(HeadFile { head: self.again(), content })
+        Ok(HeadFile { head: self.again(), content, times })
     }
 
     fn again(&self) -> ChunkHead {
@@ -330,6 +330,7 @@ impl Head for ChunkHead {
             let now = edit.now;
             let row = edit.inode(ino)?;
             let lasting = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
+            let touch = set.times == Times::Touch;
             let mut mode = set.mode.map_or(row.mode, |m| m & 0o7777);
             if set.drop_privileges && row.kind != FileKind::Directory {
                 mode = without_privileges(mode);
@@ -339,11 +340,12 @@ impl Head for ChunkHead {
             row.uid = set.uid.unwrap_or(row.uid);
             row.gid = set.gid.unwrap_or(row.gid);
             row.atime = set.atime.unwrap_or(row.atime);
-            if set.size.is_some() {
+            if set.size.is_some() && touch {
                 row.mtime = now;
             }
             row.mtime = set.mtime.unwrap_or(row.mtime);
-            row.ctime = set.ctime.unwrap_or(now);
+            let size_only = set.size.is_some() && !lasting;
+            row.ctime = set.ctime.unwrap_or(if size_only && !touch { row.ctime } else { now });
             let row = row.clone();
             if chmod {
                 self.follow_mode(&mut edit, ino, mode)?;
@@ -410,8 +412,8 @@ impl Head for ChunkHead {
         })
     }
 
-    fn open_write(&self, ino: Ino) -> Result<Arc<dyn FileWrite>> {
-        Ok(Arc::new(self.open_file(ino)?))
+    fn open_write(&self, ino: Ino, times: Times) -> Result<Arc<dyn FileWrite>> {
+        Ok(Arc::new(self.open_file(ino, times)?))
     }
 
     fn drop_privileges(&self, ino: Ino) -> Result<()> {

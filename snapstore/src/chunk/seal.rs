@@ -164,7 +164,7 @@ mod tests {
     use std::path::Path;
     use std::process::Command;
 
-    use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, WriteOrigin};
+    use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, Times};
     use crate::chunk::{OpenOptions, create_empty, open};
     use crate::types::{FileKind, Height, Ino};
 
@@ -180,11 +180,11 @@ mod tests {
         let new =
             NewInode { kind: FileKind::Regular, mode: 0o600, umask: 0, uid: 0, gid: 0, rdev: 0, target: b"" };
         let ino = head.create(Ino::ROOT, OsStr::new("f"), &new).unwrap().ino;
-        let file = head.open_write(ino).unwrap();
-        file.write_at(&[1; 10 * 4096], 0, WriteOrigin::Call).unwrap();
+        let file = head.open_write(ino, Times::Touch).unwrap();
+        file.write_at(&[1; 10 * 4096], 0).unwrap();
         store.snapshot(Height(1), &SnapshotOptions::default()).unwrap();
         store.settle().unwrap();
-        file.write_at(&[2; 4096], 3 * 4096, WriteOrigin::Call).unwrap();
+        file.write_at(&[2; 4096], 3 * 4096).unwrap();
         store.snapshot(Height(2), &SnapshotOptions::default()).unwrap();
         let epoch = store.find(HeightQuery::Newest).unwrap().epoch;
         let lineage = super::Lineage::new(&store.core.control.lock().tree, epoch);

@@ -17,7 +17,7 @@ use super::core::{Core, HeadInstance, HeadState};
 use super::lineage::{EpochRow, EpochTree, Lineage};
 use super::meta::{Batch, ControlBatch};
 use super::preserve;
-use crate::backend::{HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport};
+use crate::backend::{Gate, HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport};
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Height, Ino, Timestamp};
 
@@ -154,6 +154,20 @@ impl Core {
         parent: Option<EpochId>,
         serial: Option<u64>,
         rows: Batch,
+        control: ControlBatch,
+    ) -> EpochId {
+        let frozen = self.step(c, parent, serial, rows, control);
+        self.settle_step(frozen);
+        frozen
+    }
+
+    /// The step of [`Core::begin`], of microseconds. The epoch that it froze may still have operations in it.
+    fn step(
+        &self,
+        c: &mut Control,
+        parent: Option<EpochId>,
+        serial: Option<u64>,
+        rows: Batch,
         mut control: ControlBatch,
     ) -> EpochId {
         let head = self.head();
@@ -178,14 +192,23 @@ impl Core {
         control.push(("next_epoch".into(), Some(json(&c.next_epoch))));
         let state = HeadState { epoch, lineage, instance };
         self.meta.begin_epoch(epoch, rows, control, || self.set_head(state));
-        self.drain(frozen);
-        self.work.lock().seal.push_back(frozen);
-        self.wake.notify_all();
         frozen
     }
 
-    /// Makes the cut and names it.
-    pub(crate) fn snapshot(&self, height: Height, options: &SnapshotOptions) -> Result<SnapshotInfo> {
+    /// What comes after the step: the frozen epoch's operations end, and it can be sealed.
+    fn settle_step(&self, frozen: EpochId) {
+        self.drain(frozen);
+        self.work.lock().seal.push_back(frozen);
+        self.wake.notify_all();
+    }
+
+    /// Makes the cut and names it, if the gate lets it pass.
+    pub(crate) fn snapshot(
+        &self,
+        height: Height,
+        options: &SnapshotOptions,
+        gate: &dyn Gate,
+    ) -> Result<Option<SnapshotInfo>> {
         check_options(options)?;
         self.meta.check()?;
         self.await_sealing();
@@ -193,8 +216,8 @@ impl Core {
         if let Some((&newest, &epoch)) = c.visible.last_key_value() {
             let unchanged = !self.meta.head_touched() && c.tree.parent(self.head().epoch) == Some(epoch);
             if newest == height && unchanged {
-                self.add_options(&mut c, epoch, options);
-                return c.info(epoch).ok_or(Error::NoSnapshots);
+                self.add_options(&mut c, epoch, options)?;
+                return c.info(epoch).ok_or(Error::NoSnapshots).map(Some);
             }
             if c.visible.contains_key(&height) {
                 return Err(Error::HeightExists { height });
@@ -212,22 +235,29 @@ impl Core {
             durable: false,
         };
         let epoch = self.head().epoch;
-        self.begin(&mut c, None, None, Vec::new(), vec![(snapshot_row(epoch), Some(json(&row)))]);
+        let passed = gate.pass(&mut || {
+            self.step(&mut c, None, None, Vec::new(), vec![(snapshot_row(epoch), Some(json(&row)))]);
+        });
+        if !passed {
+            return Ok(None);
+        }
+        self.settle_step(epoch);
         c.snapshots.insert(epoch, row);
         c.visible.insert(height, epoch);
-        c.info(epoch).ok_or(Error::NoSnapshots)
+        c.info(epoch).ok_or(Error::NoSnapshots).map(Some)
     }
 
-    /// What is asked for with a snapshot that exists already is added to it.
-    fn add_options(&self, c: &mut Control, epoch: EpochId, options: &SnapshotOptions) {
+    /// What is asked for with a snapshot that exists already is added to it, durably: nobody would wait for that.
+    fn add_options(&self, c: &mut Control, epoch: EpochId, options: &SnapshotOptions) -> Result<()> {
         let Some(row) = c.snapshots.get_mut(&epoch).filter(|_| *options != SnapshotOptions::default()) else {
-            return;
+            return Ok(());
         };
         row.held |= options.hold;
         row.hash = options.hash.clone().or(row.hash.take());
         row.labels.extend(options.labels.clone());
         let row = (snapshot_row(epoch), Some(json(row)));
         self.meta.apply_control(vec![row]);
+        self.commit(false)
     }
 
     /// Holds a snapshot back while more than [`UNSEALED_MOST`] epochs wait for sealing: each makes every look-up dearer.

@@ -11,7 +11,7 @@ use super::lineage::Lineage;
 use super::tree::ViewTree;
 use super::worker::Workers;
 use crate::backend::{
-    Backend, BackendKind, DeleteReport, Head, HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport,
+    Backend, BackendKind, DeleteReport, Gate, Head, HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport,
     Usage, View,
 };
 use crate::error::{Error, Result};
@@ -51,8 +51,13 @@ impl Backend for ChunkStore {
         self.core.head().instance.serial
     }
 
-    fn snapshot(&self, height: Height, options: &SnapshotOptions) -> Result<SnapshotInfo> {
-        self.core.snapshot(height, options)
+    fn cut(
+        &self,
+        height: Height,
+        options: &SnapshotOptions,
+        gate: &dyn Gate,
+    ) -> Result<Option<SnapshotInfo>> {
+        self.core.snapshot(height, options, gate)
     }
 
     fn wait_durable(&self, epoch: EpochId) -> Result<()> {

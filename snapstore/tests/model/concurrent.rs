@@ -22,7 +22,7 @@ fn counter(tree: &dyn Tree, ino: Ino) -> u64 {
 
 fn put(file: &dyn FileWrite, n: u64) {
     // Across a chunk border: a torn write would show.
-    file.write_at(&n.to_le_bytes(), 4090, WriteOrigin::PageCache).expect("write");
+    file.write_at(&n.to_le_bytes(), 4090).expect("write");
 }
 
 /// Each thread writes n to A, then n to B, then says that n is done. So in every view B ≤ A ≤ B + 1, and B is at least
@@ -42,7 +42,10 @@ fn snapshots_under_writers_are_cuts() {
         for (i, &(a, b)) in pairs.iter().enumerate() {
             let (done, stop, head) = (&done[i], &stop, Arc::clone(&head));
             scope.spawn(move || {
-                let mut files = (head.open_write(a).expect("open"), head.open_write(b).expect("open"));
+                let mut files = (
+                    head.open_write(a, Times::Touch).expect("open"),
+                    head.open_write(b, Times::Touch).expect("open"),
+                );
                 for n in 1.. {
                     if stop.load(Ordering::Acquire) {
                         break;
@@ -55,7 +58,10 @@ fn snapshots_under_writers_are_cuts() {
                     }
                     if n % 7 == 0 {
                         drop(files);
-                        files = (head.open_write(a).expect("open"), head.open_write(b).expect("open"));
+                        files = (
+                            head.open_write(a, Times::Touch).expect("open"),
+                            head.open_write(b, Times::Touch).expect("open"),
+                        );
                     }
                 }
             });
@@ -139,8 +145,8 @@ fn one_file_opened_and_closed_by_many_threads() {
                 let _done = Done(left);
                 for n in 1..=rounds {
                     let (at, bytes) = (t * 8, (n as u64).to_le_bytes());
-                    let file = head.open_write(ino).expect("open");
-                    file.write_at(&bytes, at, WriteOrigin::PageCache).expect("write");
+                    let file = head.open_write(ino, Times::Touch).expect("open");
+                    file.write_at(&bytes, at).expect("write");
                     drop(file);
                     let mut buf = [0; 8];
                     let got = head.open(ino).expect("open").read_at(&mut buf, at).expect("read");
@@ -273,7 +279,8 @@ fn deleting_under_writers_and_readers() {
         });
         let (_stop, mut lcg) = (Stop(stop), super::ops::Lcg(7));
         let mut now: Vec<Vec<u8>> = vec![Vec::new(); FILES];
-        let mut files: Vec<_> = inos.iter().map(|&i| head.open_write(i).expect("open")).collect();
+        let mut files: Vec<_> =
+            inos.iter().map(|&i| head.open_write(i, Times::Touch).expect("open")).collect();
         for height in 1..=rounds {
             for _ in 0..lcg.next() % 12 {
                 let i = lcg.next() as usize % FILES;
@@ -295,7 +302,7 @@ fn deleting_under_writers_and_readers() {
                     _ => {
                         let len = 1 + lcg.next() as usize % 12_000;
                         let data = vec![1 + (lcg.next() % 250) as u8; len];
-                        file.write_at(&data, at as u64, WriteOrigin::PageCache).expect("write");
+                        file.write_at(&data, at as u64).expect("write");
                         model.resize(model.len().max(at + len), 0);
                         model[at..at + len].copy_from_slice(&data);
                     }
@@ -303,7 +310,7 @@ fn deleting_under_writers_and_readers() {
                 let got = whole(&**file).expect("read");
                 assert!(got == *model, "live file {i} before height {height}");
                 if lcg.next() % 5 == 0 {
-                    files[i] = head.open_write(inos[i]).expect("open");
+                    files[i] = head.open_write(inos[i], Times::Touch).expect("open");
                     assert!(whole(&*files[i]).expect("read") == *model, "live file {i}, opened anew");
                 }
             }

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::Whence;
 use snapstore::backend::{Backend, Head, NewInode, SnapshotOptions};
 use snapstore::chunk::{self, OpenOptions, Recovery};
@@ -55,7 +56,11 @@ pub fn layer_files(store: &Path) -> Vec<PathBuf> {
     out
 }
 
+/// Where a file has data. Space that is only reserved is a hole, but would look like data as long as the kernel keeps
+/// pages of it.
 fn extents(file: &File) -> (Vec<(u64, u64)>, u64) {
+    file.sync_all().expect("sync");
+    posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).expect("fadvise");
     let size = file.metadata().expect("stat").len();
     let (mut list, mut sum, mut at) = (Vec::new(), 0, 0);
     while at < size {

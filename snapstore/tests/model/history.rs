@@ -21,7 +21,7 @@ impl Runner {
                 let made =
                     self.store.snapshot(Height(height), &SnapshotOptions { hold, ..Default::default() });
                 if again {
-                    return self.same_height(made, height);
+                    return self.same_height(made, height, hold);
                 }
                 let epoch = made.expect("snapshot").epoch;
                 let state = self.model.named();
@@ -43,7 +43,7 @@ impl Runner {
                     };
                     assert_eq!(code(&below.expect_err("below the newest")), want);
                 }
-                self.same_height(made, height)
+                self.same_height(made, height, false)
             }
             Op::WaitDurable { which } => {
                 let Some(epoch) = self.snap_on_path(which) else { return false };
@@ -77,10 +77,11 @@ impl Runner {
         }
     }
 
-    fn same_height(&mut self, made: Result<SnapshotInfo, Error>, height: u64) -> bool {
+    fn same_height(&mut self, made: Result<SnapshotInfo, Error>, height: u64, hold: bool) -> bool {
         match (made, self.changed) {
             (Ok(info), Some(false) | None) => {
                 assert_eq!((info.height, Some(&info.epoch)), (Height(height), self.path.last()));
+                self.snaps.get_mut(&info.epoch).expect("known").held |= hold;
                 true
             }
             (Err(e), Some(true) | None) => {
@@ -96,7 +97,7 @@ impl Runner {
         for h in std::mem::take(&mut self.handles).into_values() {
             let mut byte = [0];
             assert_eq!(h.file.read_at(&mut byte, 0).map_err(|e| code(&e)), Err("Stale".into()));
-            let written = h.file.write_at(b"x", 0, WriteOrigin::PageCache);
+            let written = h.file.write_at(b"x", 0);
             assert_eq!(written.map_err(|e| code(&e)), Err("Stale".into()));
         }
         let root = self.head.get_attr(Ino::ROOT).map_err(|e| code(&e));

@@ -8,12 +8,12 @@ use super::fixture::{Place, make, snap};
 const K4: usize = 4096;
 
 fn write(head: &dyn Head, ino: Ino, at: u64, byte: u8, len: usize) {
-    let file = head.open_write(ino).expect("open");
-    file.write_at(&vec![byte; len], at, WriteOrigin::PageCache).expect("write");
+    let file = head.open_write(ino, Times::Touch).expect("open");
+    file.write_at(&vec![byte; len], at).expect("write");
 }
 
 fn sync(head: &dyn Head, ino: Ino) {
-    head.open_write(ino).expect("open").sync(true).expect("sync");
+    head.open_write(ino, Times::Touch).expect("open").sync(true).expect("sync");
 }
 
 fn truncate(head: &dyn Head, ino: Ino, size: u64) {
@@ -104,7 +104,7 @@ fn regression_fsync_after_punching_what_an_older_layer_has() {
     let (place, _store, head, ino) = with_history();
     write(&*head, ino, 0, 2, K4);
     sync(&*head, ino);
-    let file = head.open_write(ino).expect("open");
+    let file = head.open_write(ino, Times::Touch).expect("open");
     file.allocate(Allocate::PunchHole, K4 as u64, K4 as u64).expect("punch");
     file.sync(true).expect("sync");
     let image = place.crash_image();

@@ -129,7 +129,8 @@ impl Runner {
             return Some((h.ino, Arc::clone(&h.file)));
         }
         let ino = self.regular(n / 4)?;
-        Some((ino, self.head.open_write(ino).unwrap_or_else(|e| panic!("open {ino}: {e}"))))
+        let times = if n & 256 == 0 { Times::Touch } else { Times::Keep };
+        Some((ino, self.head.open_write(ino, times).unwrap_or_else(|e| panic!("open {ino}: {e}"))))
     }
 
     pub fn snap_on_path(&self, n: u16) -> Option<EpochId> {
@@ -290,7 +291,7 @@ impl Runner {
             Op::Open { slot, file } => {
                 self.close((slot % 3) as usize);
                 if let Some(ino) = self.regular(file) {
-                    let file = self.head.open_write(ino).expect("open");
+                    let file = self.head.open_write(ino, Times::Touch).expect("open");
                     self.handles.insert((slot % 3) as usize, Handle { ino, file });
                 }
             }
@@ -471,15 +472,14 @@ impl Runner {
         let most = (1 << 44) - 4096;
         let at = |at: (u16, u16)| place(at, size, huge).min(most - 1);
         match *op {
-            Op::Write { at: spot, len, call, .. } => {
+            Op::Write { at: spot, len, .. } => {
                 let (at, len) = (at(spot), length(len).min(most - at(spot)));
                 self.stamp = self.stamp.wrapping_add(1);
                 // One write in 16 writes zeros: they are data too.
                 let base = if self.stamp.is_multiple_of(16) { 0 } else { self.stamp };
                 let data: Vec<u8> =
                     (0..len).map(|i| if base == 0 { 0 } else { base ^ (i / 512) as u8 }).collect();
-                let origin = if call { WriteOrigin::Call } else { WriteOrigin::PageCache };
-                file.write_at(&data, at, origin).expect("write");
+                file.write_at(&data, at).expect("write");
                 self.model.edit(ino).content.write(at, &data);
             }
             Op::Truncate { at: spot, .. } => {

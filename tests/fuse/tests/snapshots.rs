@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::fcntl::FallocateFlags;
 use tmfs_tests::mount::Mount;
 use tmfs_tests::program;
-use tmfs_tests::sys::Mapping;
+use tmfs_tests::sys::{Aligned, Mapping};
 use tmfs_tests::tree::With;
 use tmfs_tests::{by_ring, sample};
 
@@ -255,6 +257,59 @@ fn no_cut_shows_a_later_write_without_an_earlier_one() {
         before = first;
     }
     assert!(before > 0, "the cuts saw the writer at work");
+}
+
+type Change<'c> = &'c dyn Fn(&Path);
+
+/// Whatever changes a file, a height taken right after shows the times that live shows. Twice in a row, since a kernel
+/// that caches writes has no new time to send for the second of two changes within a tick of its clock.
+#[test]
+fn a_height_has_the_times_that_live_shows() {
+    let direct = |path: &Path| {
+        let file = File::options().write(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
+        file.write_all_at(Aligned::zeroed(4096).bytes(), 4096).unwrap();
+    };
+    let allocate = |mode| {
+        move |path: &Path| {
+            let file = File::options().write(true).open(path).unwrap();
+            nix::fcntl::fallocate(&file, mode, 100, 9000).unwrap();
+        }
+    };
+    let changes: [(&str, Change<'_>); 8] = [
+        ("write", &|path| File::options().write(true).open(path).unwrap().write_all(b"x").unwrap()),
+        ("direct write", &direct),
+        ("truncate at open", &|path| drop(File::create(path).unwrap())),
+        ("truncate by path", &|path| nix::unistd::truncate(path, 12_345).unwrap()),
+        ("reserve", &allocate(FallocateFlags::empty())),
+        ("punch", &allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE)),
+        ("zero", &allocate(FallocateFlags::FALLOC_FL_ZERO_RANGE)),
+        ("copy", &|path| {
+            fs::copy(path.with_file_name("source"), path).unwrap();
+        }),
+    ];
+    for cache in ["writeback", "through"] {
+        let mount = Mount::with_options(&["--cache", cache], |_| {});
+        fs::write(mount.live("file"), vec![1; 50_000]).unwrap();
+        fs::write(mount.live("source"), vec![2; 50_000]).unwrap();
+        let mut height = 0;
+        for (what, change) in &changes {
+            for _ in 0..10 {
+                height += 1;
+                change(&mount.live("file"));
+                change(&mount.live("file"));
+                fs::create_dir(mount.view(height)).unwrap();
+                let times = |path: PathBuf| {
+                    let meta = fs::metadata(path).unwrap();
+                    (meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec())
+                };
+                assert_eq!(
+                    times(mount.live("file")),
+                    times(mount.view(height).join("file")),
+                    "live and height after {what}, --cache {cache}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -49,11 +49,16 @@ impl Backend for Mem {
         self.0.lock().serial
     }
 
-    fn snapshot(&self, height: Height, options: &SnapshotOptions) -> Result<SnapshotInfo> {
+    fn cut(
+        &self,
+        height: Height,
+        options: &SnapshotOptions,
+        gate: &dyn Gate,
+    ) -> Result<Option<SnapshotInfo>> {
         let mut w = self.0.lock();
         if let Some(newest) = w.snapshots.last() {
             if newest.info.height == height && !w.changed {
-                return Ok(newest.info.clone());
+                return Ok(Some(newest.info.clone()));
             }
             if w.find(HeightQuery::Exact(height)).is_ok() {
                 return Err(Error::HeightExists { height });
@@ -73,11 +78,13 @@ impl Backend for Mem {
             exclusive_bytes: 0,
             epoch: EpochId(w.epoch),
         };
-        w.epoch += 1;
-        w.changed = false;
-        let state = w.live.clone();
-        w.snapshots.push(Snapshot { info: info.clone(), state });
-        Ok(info)
+        let passed = gate.pass(&mut || {
+            w.epoch += 1;
+            w.changed = false;
+            let state = w.live.clone();
+            w.snapshots.push(Snapshot { info: info.clone(), state });
+        });
+        Ok(passed.then_some(info))
     }
 
     fn wait_durable(&self, _epoch: EpochId) -> Result<()> {

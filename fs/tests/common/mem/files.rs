@@ -27,13 +27,11 @@ impl FileRead for LiveFile {
 }
 
 impl FileWrite for LiveFile {
-    fn write_at(&self, data: &[u8], offset: u64, origin: WriteOrigin) -> Result<()> {
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         self.head.write(|w| {
             let inode = w.live.get_mut(self.ino)?;
             inode.write(data, offset);
-            if origin == WriteOrigin::Call {
-                inode.touch();
-            }
+            inode.touch();
             Ok(())
         })
     }
@@ -64,7 +62,7 @@ impl FileWrite for LiveFile {
     fn copy_from(&self, source: &dyn FileRead, source_offset: u64, offset: u64, len: u64) -> Result<u64> {
         let mut buf = vec![0; len.min(1 << 20) as usize];
         let read = source.read_at(&mut buf, source_offset)?;
-        self.write_at(&buf[..read], offset, WriteOrigin::Call)?;
+        self.write_at(&buf[..read], offset)?;
         Ok(read as u64)
     }
 

@@ -145,7 +145,7 @@ impl Head for Live {
         self.write(|w| w.live.get_mut(ino)?.xattrs.remove(name).map(|_| ()).ok_or(Error::NoXattr))
     }
 
-    fn open_write(&self, ino: Ino) -> Result<Arc<dyn FileWrite>> {
+    fn open_write(&self, ino: Ino, _times: Times) -> Result<Arc<dyn FileWrite>> {
         self.file(ino).map(|file| file as Arc<dyn FileWrite>)
     }
 

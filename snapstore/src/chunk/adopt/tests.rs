@@ -89,8 +89,8 @@ fn everything_is_there_and_is_found_again() {
     assert_eq!(attr.btime, btime.into());
     let layer = located.store.join(format!("layers/0/{}.1", attr.ino));
     assert_eq!(fs::metadata(&layer).unwrap().ino(), inode);
-    let file = head.open_write(attr.ino).unwrap();
-    file.write_at(b"changed", 5000, crate::backend::WriteOrigin::Call).unwrap();
+    let file = head.open_write(attr.ino, crate::backend::Times::Touch).unwrap();
+    file.write_at(b"changed", 5000).unwrap();
     drop(file);
     assert_eq!(fs::read(&layer).unwrap(), noise(1, 300_001), "an adopted file is never changed in place");
     assert!(store.heights().is_empty());

@@ -4,9 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::eject;
-use crate::backend::{
-    Backend, Head, HeightQuery, NewInode, SetAttr, SnapshotOptions, WriteOrigin, XattrMode,
-};
+use crate::backend::{Backend, Head, HeightQuery, NewInode, SetAttr, SnapshotOptions, Times, XattrMode};
 use crate::chunk::adopt::sample::{Tree_, assert_same, names, noise, read_dir};
 use crate::chunk::adopt::tests::{Yard, live, opened};
 use crate::chunk::adopt::{HIDDEN, adopt, stop};
@@ -17,7 +15,7 @@ use crate::types::{FileKind, Height, Ino, Timestamp};
 
 fn write(head: &dyn Head, name: &str, data: &[u8], offset: u64) {
     let attr = head.lookup(Ino::ROOT, name.as_ref()).unwrap();
-    head.open_write(attr.ino).unwrap().write_at(data, offset, WriteOrigin::Call).unwrap();
+    head.open_write(attr.ino, Times::Touch).unwrap().write_at(data, offset).unwrap();
 }
 
 fn create(head: &dyn Head, name: &str, kind: FileKind) -> Ino {

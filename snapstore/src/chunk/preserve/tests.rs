@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::backend::{Backend, Head, HeightQuery, NewInode, SnapshotOptions, Tree, WriteOrigin, XattrMode};
+use crate::backend::{Backend, Head, HeightQuery, NewInode, SnapshotOptions, Times, Tree, XattrMode};
 use crate::chunk::adopt::sample::{Tree_, assert_same, noise, read_tree};
 use crate::chunk::{OpenOptions, create_empty, open};
 use crate::error::Error;
@@ -45,7 +45,7 @@ impl Store {
 
     fn write(&self, path: &str, data: &[u8], offset: u64) -> Ino {
         let ino = self.make(path, FileKind::Regular);
-        self.head().open_write(ino).unwrap().write_at(data, offset, WriteOrigin::Call).unwrap();
+        self.head().open_write(ino, Times::Touch).unwrap().write_at(data, offset).unwrap();
         ino
     }
 
@@ -134,7 +134,7 @@ fn files_directories_and_links_are_carried() {
     let s = sample();
     let head = s.head();
     let a = s.find("keys/a");
-    head.open_write(a).unwrap().write_at(b"new a, and longer", 0, WriteOrigin::PageCache).unwrap();
+    head.open_write(a, Times::Touch).unwrap().write_at(b"new a, and longer", 0).unwrap();
     s.write("keys/sparse", &noise(1, 10_000), 100 << 20);
     s.make("keys/deep", FileKind::Directory);
     s.write("keys/deep/twice", b"twice", 0);
@@ -144,7 +144,7 @@ fn files_directories_and_links_are_carried() {
     s.make("keys/empty", FileKind::Regular);
     head.set_xattr(s.find("keys"), "user.k".as_ref(), b"v", XattrMode::Set).unwrap();
     head.set_xattr(a, "user.a".as_ref(), b"w", XattrMode::Set).unwrap();
-    head.open_write(s.find("stays")).unwrap().write_at(b"changed", 0, WriteOrigin::Call).unwrap();
+    head.open_write(s.find("stays"), Times::Touch).unwrap().write_at(b"changed", 0).unwrap();
     s.make("new dir", FileKind::Directory);
     s.make("new dir/sub", FileKind::Directory);
     s.write("new dir/sub/config", b"configured", 0);

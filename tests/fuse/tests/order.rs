@@ -1,0 +1,117 @@
+//! A change of names or sizes is in a cut only with what was written before it, though the kernel keeps what is
+//! written and passes changes of names on at once. A database counts on it: it removes a log when it has written, not
+//! synced, that it needs it no more.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tmfs_tests::by_ring;
+use tmfs_tests::mount::Mount;
+
+/// What is changed after a record with its number was appended to a journal.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Unlink,
+    Rename,
+    Resize,
+    Empty,
+}
+
+const CHANGES: [Change; 4] = [Change::Unlink, Change::Rename, Change::Resize, Change::Empty];
+
+impl Change {
+    fn start(self, dir: &Path) {
+        fs::create_dir(dir).unwrap();
+        fs::write(dir.join("at 1"), b"x").unwrap();
+    }
+
+    /// Makes the change that belongs to record `number`.
+    fn make(self, dir: &Path, number: u64) {
+        let (now, next) = (dir.join(format!("at {number}")), dir.join(format!("at {}", number + 1)));
+        match self {
+            Change::Unlink => {
+                fs::write(next, b"x").unwrap();
+                fs::remove_file(now).unwrap();
+            }
+            Change::Rename => fs::rename(now, next).unwrap(),
+            Change::Resize => {
+                File::options().write(true).open(dir.join("at 1")).unwrap().set_len(number).unwrap();
+            }
+            // Opens with O_TRUNC what the change before it has filled.
+            Change::Empty => fs::write(dir.join("at 1"), number.to_string()).unwrap(),
+        }
+    }
+
+    /// The highest number whose change `dir` shows.
+    fn shown(self, dir: &Path) -> u64 {
+        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let numbers = names.filter_map(|name| name.strip_prefix("at ").map(|n| n.parse::<u64>().unwrap()));
+        match self {
+            Change::Unlink | Change::Rename => numbers.min().expect("one name is always there") - 1,
+            Change::Resize => fs::metadata(dir.join("at 1")).unwrap().len(),
+            Change::Empty => fs::read_to_string(dir.join("at 1")).unwrap().parse().unwrap_or(0),
+        }
+    }
+}
+
+/// Several writers, each with its own kind of change and `pause` after each, while snapshots are taken.
+fn run(pause: Duration) {
+    let mount = Mount::empty();
+    let noise = File::create(mount.live("noise")).unwrap();
+    let ended = AtomicBool::new(false);
+    let cuts = by_ring(40, 400u64);
+    std::thread::scope(|scope| {
+        for change in CHANGES {
+            let dir = mount.live(format!("{change:?}"));
+            change.start(&dir);
+            let (mut journal, ended) = (File::create(dir.join("journal")).unwrap(), &ended);
+            scope.spawn(move || {
+                for number in 1u64.. {
+                    if ended.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    journal.write_all(&number.to_le_bytes()).unwrap();
+                    change.make(&dir, number);
+                    std::thread::sleep(pause);
+                }
+            });
+        }
+        // Something to write back, so that a barrier takes its time.
+        scope.spawn(|| {
+            let mut noise = &noise;
+            while !ended.load(Ordering::SeqCst) && noise.metadata().unwrap().len() < 1 << 28 {
+                noise.write_all(&[7; 1 << 16]).unwrap();
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        for height in 1..=cuts {
+            fs::create_dir(mount.view(height)).unwrap();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        ended.store(true, Ordering::SeqCst);
+    });
+    let mut last = 0;
+    for height in 1..=cuts {
+        for change in CHANGES {
+            let dir = mount.view(height).join(format!("{change:?}"));
+            let written = fs::metadata(dir.join("journal")).unwrap().len() / 8;
+            let shown = change.shown(&dir);
+            assert!(shown <= written, "height {height}: {change:?} {shown}, but only {written} were written");
+            last = last.max(shown);
+        }
+    }
+    assert!(last > cuts, "the writers were at work: {last} changes in {cuts} cuts");
+}
+
+#[test]
+fn changes_now_and_then() {
+    run(Duration::from_millis(1));
+}
+
+#[test]
+fn changes_all_the_time() {
+    run(Duration::ZERO);
+}

@@ -1,90 +1,46 @@
-//! Which mounts of tmfs this machine has: `/proc/self/mountinfo`, read.
-//!
-//! The last line that covers a path is the one that holds it: a later mount at the same place lies above.
+//! Which mounts of tmfs this machine has.
 
-use std::ffi::OsString;
-use std::fs;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// A mount, of any file system.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Mount {
-    /// Where it is mounted.
-    pub point: PathBuf,
-    /// Whether it is a tmfs.
-    pub tmfs: bool,
-}
+use snapstore::mountinfo::{self, Mount};
 
 /// All mounts, in the order in which they were made.
 #[derive(Clone, Default, Debug)]
 pub struct Mounts(Vec<Mount>);
 
+/// Whether a mount is a tmfs.
+pub fn is_tmfs(mount: &Mount) -> bool {
+    mount.kind == "fuse.tmfs" || mount.kind == "fuse" && mount.source == "tmfs"
+}
+
 impl Mounts {
     /// The mounts that this process sees.
     pub fn read() -> io::Result<Mounts> {
-        Ok(Mounts::parse(&fs::read("/proc/self/mountinfo")?))
-    }
-
-    fn parse(text: &[u8]) -> Mounts {
-        Mounts(text.split(|byte| *byte == b'\n').filter_map(mount).collect())
+        Ok(Mounts(mountinfo::read()?))
     }
 
     /// The mount that holds a path (absolute, without symlinks).
     pub fn holding(&self, path: &Path) -> Option<&Mount> {
-        let covering = self.0.iter().filter(|mount| path.starts_with(&mount.point));
-        // The deepest; of equals the last, as `max_by_key` gives it.
-        covering.max_by_key(|mount| mount.point.components().count())
+        mountinfo::holding(&self.0, path)
     }
 
     /// Whether exactly this path is where a tmfs is mounted.
     pub fn is_tmfs(&self, path: &Path) -> bool {
-        self.holding(path).is_some_and(|mount| mount.tmfs && mount.point == path)
+        self.holding(path).is_some_and(|mount| is_tmfs(mount) && mount.point == path)
     }
 
     /// Where each tmfs is mounted that can be reached, each once.
     pub fn tmfs_points(&self) -> Vec<&Path> {
         let mut points: Vec<&Path> = Vec::new();
-        for mount in self.0.iter().filter(|mount| mount.tmfs) {
+        for mount in self.0.iter().filter(|mount| is_tmfs(mount)) {
             if self.is_tmfs(&mount.point) && !points.contains(&mount.point.as_path()) {
                 points.push(&mount.point);
             }
         }
         points
     }
-}
-
-/// A line: `36 35 98:0 /root /point options optional… - type source superoptions`.
-fn mount(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    let point = unescape(fields.nth(4)?);
-    fields.find(|field| *field == b"-")?;
-    let kind = fields.next()?;
-    let source = fields.next()?;
-    let tmfs = kind == b"fuse.tmfs" || kind == b"fuse" && source == b"tmfs";
-    Some(Mount { point: PathBuf::from(OsString::from_vec(point)), tmfs })
-}
-
-/// Undoes the escapes of `/proc`: `\040` for a blank, and so on, three octal digits each.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((byte, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|_| *byte == b'\\');
-        let value = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match value {
-            Some(value) => {
-                out.push(value);
-                rest = &after[3..];
-            }
-            None => {
-                out.push(*byte);
-                rest = after;
-            }
-        }
-    }
-    out
 }
 
 /// A path without symlinks, also where it is the root of a mount whose daemon has died and cannot be asked.
@@ -121,23 +77,16 @@ garbage
 
     #[test]
     fn tmfs_is_found_and_what_lies_over_it() {
-        let mounts = Mounts::parse(TEXT);
+        let mounts = Mounts(mountinfo::parse(TEXT));
         assert_eq!(mounts.tmfs_points(), [Path::new("/data/a b"), Path::new("/data/new\nline\\")]);
         assert!(mounts.is_tmfs(Path::new("/data/a b")));
         assert!(!mounts.is_tmfs(Path::new("/data/a b/x")));
         assert!(!mounts.is_tmfs(Path::new("/data/old")), "something is mounted over it");
-        let holding = |path: &str| mounts.holding(Path::new(path)).map(|mount| mount.tmfs);
+        let holding = |path: &str| mounts.holding(Path::new(path)).map(is_tmfs);
         assert_eq!(holding("/data/a b/x/y"), Some(true));
         assert_eq!(holding("/data/a b/in/y"), Some(false));
         assert_eq!(holding("/data/a bc"), Some(false));
         assert!(Mounts::default().holding(Path::new("/")).is_none());
-    }
-
-    #[test]
-    fn what_is_no_escape_stays() {
-        assert_eq!(unescape(br"a\04"), br"a\04");
-        assert_eq!(unescape(br"\999\040"), br"\999 ");
-        assert_eq!(unescape(br"\777"), br"\777", "no byte");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use snapstore::control::client::{Client, ClientError};
 use snapstore::locate::{self, Located};
 
 use crate::failure::{failure, usage};
-use crate::mounts::{Mounts, canonical};
+use crate::mounts::{Mounts, canonical, is_tmfs};
 
 /// The environment variable that names a data dir.
 pub const VARIABLE: &str = "TMFS_PATH";
@@ -46,7 +46,7 @@ fn choose(
     if let Some(path) = path.map(Path::to_owned).or_else(|| variable.map(PathBuf::from)) {
         return existing(&path);
     }
-    if let Some(mount) = working.and_then(|working| mounts.holding(working)).filter(|mount| mount.tmfs) {
+    if let Some(mount) = working.and_then(|working| mounts.holding(working)).filter(|mount| is_tmfs(mount)) {
         return Ok(mount.point.clone());
     }
     let points = mounts.tmfs_points();
@@ -65,6 +65,8 @@ fn choose(
 
 /// A directory that was named and must be there: absolute, without symlinks.
 pub fn existing(path: &Path) -> anyhow::Result<PathBuf> {
+    // A crash may have come between the two renames by which it is adopted or ejected.
+    snapstore::chunk::put_back(path, None)?;
     let missing = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => {
             failure(FailureKind::Failed, format!("{}: no such directory", path.display()))
@@ -96,7 +98,7 @@ pub fn state(data_dir: &Path, store: Option<&Path>) -> anyhow::Result<State> {
             client => Ok(State::Mounted(client?)),
         };
     }
-    if let Some(mount) = mounts.holding(data_dir).filter(|mount| mount.tmfs) {
+    if let Some(mount) = mounts.holding(data_dir).filter(|mount| is_tmfs(mount)) {
         let message = format!(
             "{}: lies in the tmfs data dir {}, and is none itself",
             data_dir.display(),

@@ -23,7 +23,6 @@ mod kernel;
 mod lookups;
 mod mount;
 mod mounted;
-mod mountinfo;
 pub mod node;
 mod order;
 mod status;

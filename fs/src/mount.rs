@@ -16,11 +16,12 @@ use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::unistd::{Uid, getegid, geteuid};
 use snapstore::backend::Backend;
+use snapstore::mountinfo;
 
 use crate::adapter::{Session, Wanted};
 use crate::mounted::Mounted;
 use crate::unmount::detach;
-use crate::{bdi, mountinfo, sys};
+use crate::{bdi, sys};
 
 /// The mount's type, as `mount` shows it.
 const KIND: &str = "fuse.tmfs";

@@ -10,6 +10,7 @@ pub mod diff;
 mod disk;
 mod error;
 pub mod locate;
+pub mod mountinfo;
 pub mod procs;
 pub mod progress;
 mod sys;

@@ -36,6 +36,10 @@ pub fn find(data_dir: &Path, store: Option<&Path>) -> Result<Option<Located>> {
     if let Some(store) = store {
         let store = place::store_path(store)?;
         return match alive(&store)? {
+            Some(of) if of != data_dir && names(&of, &store) => Err(Error::CannotAdopt {
+                path: store,
+                reason: format!("is the store of {}, which uses it; name another place", of.display()),
+            }),
             Some(_) => Ok(Some(Located { data_dir, store })),
             None if marked.is_some() && unfinished(&data_dir, Some(&store))?.is_none() => {
                 Err(Error::StoreMissing { data_dir, store })
@@ -82,6 +86,12 @@ fn near(data_dir: &Path, marked: Option<&Path>) -> Vec<PathBuf> {
         Some(data_dir.parent()?.join(name))
     };
     [place::beside(data_dir), moved_along(), Some(place::inside(data_dir))].into_iter().flatten().collect()
+}
+
+/// Whether the marker in a data dir names this store.
+fn names(data_dir: &Path, store: &Path) -> bool {
+    let marked = place::open_dir(data_dir).and_then(|dir| marker::read(dir.as_fd()));
+    matches!(marked, Ok(Some(named)) if named == store)
 }
 
 /// Whether another data dir is there that uses this store.

@@ -37,6 +37,13 @@ pub fn to_stderr_and(file: File) {
     to(io::stderr.and(Arc::new(file)));
 }
 
+/// Has warnings of `work`, which runs before there is a log, said on stderr.
+pub fn on_stderr<T>(work: impl FnOnce() -> T) -> T {
+    let words = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr);
+    let words = words.with_ansi(false).without_time().with_target(false).finish();
+    tracing::subscriber::with_default(words, work)
+}
+
 fn to(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
     let filter = EnvFilter::try_from_env("TMFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);

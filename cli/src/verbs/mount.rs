@@ -9,6 +9,7 @@ use anyhow::Context;
 use snapstore::chunk;
 use snapstore::control::FailureKind;
 use snapstore::locate::Located;
+use snapstore::mountinfo;
 use snapstore::procs::{self, OpenFile};
 
 use crate::config::{self, Backend, Cache};
@@ -55,8 +56,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return run_daemon(args);
     }
     let config = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default().mount;
-    let data_dir = target::existing(&args.dir)?;
     let store = args.store.as_deref().map(absolute_store).transpose()?.or(config.store);
+    chunk::put_back(&args.dir, store.as_deref())?;
+    let data_dir = target::existing(&args.dir)?;
     let choice = choose_backend(args.backend.or(config.backend).unwrap_or(Backend::Auto))?;
     let located = adopt(&data_dir, store.as_deref(), choice)?;
     let plan = Plan {
@@ -110,12 +112,15 @@ fn adopt(data_dir: &Path, store: Option<&Path>, choice: Option<&str>) -> anyhow:
             return Err(failure(FailureKind::Busy, message));
         }
         State::Dead => return Err(target::dead(data_dir)),
-        State::Plain => refuse_in_use(data_dir, &procs::open_files(data_dir, false))?,
+        State::Plain => {
+            refuse_unmounted_volume(data_dir)?;
+            refuse_in_use(data_dir, &procs::open_files(data_dir, false))?;
+        }
         State::Adopted(_) => {}
     }
     choice.into_iter().for_each(output::say);
     // At once for what is adopted; where it was interrupted, it goes on.
-    let located = chunk::adopt(data_dir, store, &Bar::default())?;
+    let located = log::on_stderr(|| chunk::adopt(data_dir, store, &Bar::default()))?;
     if located.data_dir != data_dir {
         let message = format!(
             "{}: the store {} belongs to {}",
@@ -126,6 +131,19 @@ fn adopt(data_dir: &Path, store: Option<&Path>, choice: Option<&str>) -> anyhow:
         return Err(failure(FailureKind::Failed, message));
     }
     Ok(located)
+}
+
+/// Refuses to take over the empty place where a volume belongs that is not mounted now: its data would be hidden.
+fn refuse_unmounted_volume(data_dir: &Path) -> anyhow::Result<()> {
+    let Ok(fstab) = std::fs::read("/etc/fstab") else { return Ok(()) };
+    let mounted = mountinfo::at(data_dir).context("cannot list the mounts")?.is_some();
+    if mounted || !mountinfo::is_in_fstab(&fstab, data_dir) {
+        return Ok(());
+    }
+    let dir = data_dir.display();
+    let message =
+        format!("{dir}: /etc/fstab mounts a volume here, which is not mounted now; `mount {dir}` first");
+    Err(failure(FailureKind::Failed, message))
 }
 
 /// Refuses to take over files that a process has open: it would go on with them beside the mount.

@@ -78,6 +78,12 @@ pub fn adopt(data_dir: &Path, store: Option<&Path>, progress: &dyn Progress) -> 
     adopt::adopt(data_dir, store, progress)
 }
 
+/// Where a file system cannot exchange two directories, adopting and ejecting take two renames, and a crash between
+/// them leaves no data dir: puts it back, to be gone on with. Does nothing when `data_dir` is there.
+pub fn put_back(data_dir: &Path, store: Option<&Path>) -> Result<()> {
+    adopt::put_back(data_dir, store)
+}
+
 /// Makes `data_dir` a plain directory again, as its live head is; history is dropped. It must not be mounted.
 pub fn eject(data_dir: &Path, store: Option<&Path>, progress: &dyn Progress) -> Result<PathBuf> {
     eject::eject(data_dir, store, progress)

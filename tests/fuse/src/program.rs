@@ -181,6 +181,14 @@ impl Holder {
         Holder::spawn(Command::new("sh").args(["-c", script, "sh"]).arg(file))
     }
 
+    /// Opens `dir/name` for appending in a mount namespace of its own, as a container does, where `dir` has the name
+    /// `elsewhere`, a directory.
+    pub fn in_container(dir: &Path, elsewhere: &Path, name: &str) -> Holder {
+        let script = "mount --bind \"$1\" \"$2\" && exec 3>>\"$2/$3\" && echo ready && exec sleep 1000";
+        let mut command = Command::new("unshare");
+        Holder::spawn(command.args(["--mount", "sh", "-c", script, "sh"]).args([dir, elsewhere]).arg(name))
+    }
+
     /// A process whose working directory is `dir`.
     pub fn in_dir(dir: &Path) -> Holder {
         Holder::spawn(Command::new("sh").args(["-c", "echo ready; exec sleep 1000"]).current_dir(dir))

@@ -163,6 +163,32 @@ fn refused_while_a_process_has_a_file_open() {
 }
 
 #[test]
+fn refused_while_a_container_has_a_file_open() {
+    let mount = Mount::unmounted(&[], sample::fill);
+    let elsewhere = mount.work.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let holder = Holder::in_container(&mount.dir, &elsewhere, "small");
+    let outcome = mount.try_mount().fails(5);
+    assert!(outcome.stderr.contains(&holder.pid().to_string()), "the process is not named: {outcome}");
+    assert!(outcome.stderr.contains(&*mount.dir.join("small").to_string_lossy()), "by our name: {outcome}");
+    drop(holder);
+    mount.mount();
+}
+
+#[test]
+fn a_store_that_another_data_dir_uses_is_refused() {
+    let mount = Mount::adopting(sample::fill);
+    mount.unmount();
+    let other = mount.work.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let mut command = Command::new(program::tmfs());
+    let outcome = program::run(command.arg("mount").arg(&other).arg("--store").arg(&mount.store)).fails(1);
+    assert!(outcome.stderr.contains(&*mount.dir.to_string_lossy()), "whose it is: {outcome}");
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
+    mount.mount();
+}
+
+#[test]
 fn refused_when_mounted_already() {
     let mount = Mount::adopting(sample::fill);
     let before = mount.tree();

@@ -8,12 +8,17 @@
 //! * `maps` writes a newline in a name as `\012`, and leaves a backslash alone: both readings are tried.
 //! * Nothing here may touch the files themselves. A tmfs daemon looks for users of its own mount, and a `stat` of one
 //!   of their files would be a request to itself: links are read, never followed.
+//! * A process in a container, or below a bind mount, knows the same files by other names: see [`aliases`].
 
-use std::ffi::OsString;
+mod aliases;
+
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use aliases::{Alias, Aliases};
 
 /// A file that a process holds open.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,22 +35,23 @@ pub struct OpenFile {
 
 /// The files that other processes hold open (descriptors, mappings, working directories) at or below `dir`, which
 /// must be absolute and free of symlinks. Processes that cannot be looked into are passed over. Each file appears
-/// once for each process, ordered by process and path.
+/// once for each process, ordered by process and path; it is named as this process sees it.
 pub fn open_files(dir: &Path, writable_only: bool) -> Vec<OpenFile> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let own = std::process::id();
+    let mut aliases = Aliases::new(dir);
     let mut found: Vec<OpenFile> = processes
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| *pid != own)
-        .flat_map(|pid| open_files_of(pid, dir, writable_only))
+        .flat_map(|pid| open_files_of(pid, aliases.of(pid), writable_only))
         .collect();
     found.sort_by(|a, b| (a.pid, &a.path).cmp(&(b.pid, &b.path)));
     found
 }
 
-/// What one process holds open below `dir`.
-fn open_files_of(pid: u32, dir: &Path, writable_only: bool) -> Vec<OpenFile> {
+/// What one process holds open below a directory that it knows by these names.
+fn open_files_of(pid: u32, dir: &[Alias], writable_only: bool) -> Vec<OpenFile> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let mut uses: Vec<(PathBuf, bool)> = Vec::new();
     let mut note = |path: PathBuf, writable: bool| match uses.iter_mut().find(|(known, _)| *known == path) {
@@ -79,16 +85,20 @@ fn open_files_of(pid: u32, dir: &Path, writable_only: bool) -> Vec<OpenFile> {
         .collect()
 }
 
-/// The path a link of `/proc` names, when it is at or below `dir`; without the mark of a deleted file.
-fn below(link: PathBuf, dir: &Path) -> Option<PathBuf> {
+/// The path a link of `/proc` names, when it is at or below one of the names of a directory: as that directory's own.
+/// Without the mark of a deleted file.
+fn below(link: PathBuf, names: &[Alias]) -> Option<PathBuf> {
     if !link.is_absolute() {
         return None; // `pipe:[1]`, `socket:[2]`, `anon_inode:…`
     }
-    let plain = match link.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
-        Some(name) => PathBuf::from(OsString::from_vec(name.to_vec())),
-        None => return link.starts_with(dir).then_some(link),
+    let at = |path: &Path| {
+        names.iter().find_map(|name| match path.strip_prefix(&name.alias).ok()? {
+            below if below.as_os_str().is_empty() => Some(name.stands_for.clone()),
+            below => Some(name.stands_for.join(below)),
+        })
     };
-    if plain.starts_with(dir) { Some(plain) } else { link.starts_with(dir).then_some(link) }
+    let plain = link.as_os_str().as_bytes().strip_suffix(b" (deleted)");
+    plain.and_then(|plain| at(Path::new(OsStr::from_bytes(plain)))).or_else(|| at(&link))
 }
 
 /// Whether the flags in a descriptor's `fdinfo` say that it can be written through.
@@ -143,7 +153,6 @@ fn unescape(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::ffi::OsStr;
     use std::fs::{File, OpenOptions};
     use std::process::{Child, Command};
 
@@ -232,9 +241,10 @@ mod tests {
     #[test]
     fn names_as_the_kernel_writes_them() {
         assert_eq!(unescape(Path::new(r"/d/a\012b\134")), Path::new("/d/a\nb\\134"));
-        let below = |link: &str| below(link.into(), Path::new("/d")).map(|path| path.display().to_string());
-        assert_eq!(below("/d/x (deleted)").as_deref(), Some("/d/x"));
-        assert_eq!(below("/d (deleted)").as_deref(), Some("/d"));
+        let names = [Alias { alias: "/d".into(), stands_for: "/e".into() }];
+        let below = |link: &str| below(link.into(), &names).map(|path| path.display().to_string());
+        assert_eq!(below("/d/x (deleted)").as_deref(), Some("/e/x"));
+        assert_eq!(below("/d (deleted)").as_deref(), Some("/e"));
         assert_eq!(below("/dd/x"), None);
         assert_eq!(below("pipe:[7]"), None);
         assert_eq!(flags("pos:\t0\nflags:\t0100002\nmnt_id:\t1\n").map(|f| f & libc::O_ACCMODE), Some(2));

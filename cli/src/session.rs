@@ -8,9 +8,11 @@ use snapstore::chunk;
 use snapstore::control::client::Client;
 use snapstore::control::offline::Offline;
 use snapstore::control::{Reply, Request, Verbs};
+use snapstore::progress::Progress;
 
 use crate::failure::failure;
 use crate::output;
+use crate::progress::Bar;
 use crate::target::{self, State};
 
 /// A data dir and who answers for it.
@@ -36,7 +38,10 @@ impl Session {
             State::Adopted(located) => {
                 let (backend, recovery) = chunk::open(&located.store, &chunk::OpenOptions::default())?;
                 output::tell_recovery(&recovery);
-                Reach::Offline { verbs: Offline::new(backend.clone(), located), backend }
+                Reach::Offline {
+                    verbs: Offline::new(backend.clone(), located).telling(Box::new(Bar::default())),
+                    backend,
+                }
             }
         };
         Ok(Session { data_dir, reach })
@@ -54,6 +59,30 @@ impl Session {
                 Ok(reply)
             }
         }
+    }
+
+    /// Asks for something long, with a bar for whoever waits. A daemon is asked how far it is.
+    pub fn ask_with_bar(self, request: Request) -> anyhow::Result<Reply> {
+        let Reach::Mounted(client) = &self.reach else { return self.ask(request) };
+        let bar = Bar::default();
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| client.ask(&request));
+            let mut shown = 0;
+            while !asked.is_finished() {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                if let Ok(Reply::Status(status)) = client.ask(&Request::Status)
+                    && let Some(now) = status.verifying
+                {
+                    if shown == 0 || now.done < shown {
+                        bar.step("reading", Some(now.total));
+                        shown = 0;
+                    }
+                    bar.advance(now.done - shown);
+                    shown = now.done;
+                }
+            }
+            Ok(asked.join().expect("asking does not panic")?)
+        })
     }
 
     /// Is done without asking.

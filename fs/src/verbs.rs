@@ -6,6 +6,8 @@
 use snapstore::backend::SwitchReport;
 use snapstore::control::{Failure, Reply, Request, Side, Verbs, verbs};
 
+use snapstore::progress::Silent;
+
 use crate::mounted::Mounted;
 
 impl Verbs for Mounted {
@@ -45,6 +47,7 @@ impl Verbs for Mounted {
             | Request::Show { .. }
             | Request::Hold { .. }
             | Request::Release { .. }
+            | Request::Verify { .. }
             | Request::Settle => self.of_the_store(&request),
         }
     }
@@ -52,7 +55,7 @@ impl Verbs for Mounted {
 
 impl Mounted {
     fn of_the_store(&self, request: &Request) -> Result<Reply, Failure> {
-        verbs::answer(&*self.backend, request)
+        verbs::answer(&*self.backend, request, &Silent)
             .unwrap_or_else(|| Err(crate::mounted::failed("this command is not known to the mount")))
     }
 

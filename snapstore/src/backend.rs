@@ -16,7 +16,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::merkle::{self, Hash};
+use crate::progress::Progress;
 use crate::types::{Attr, DirEntry, EpochId, FileKind, Height, Ino, StatFs, Timestamp};
+use crate::verify::{Activity, ScrubResult, VerifyReport};
 
 /// A tree of files that can be read: the live head, or a view of a snapshot.
 pub trait Tree: Send + Sync {
@@ -53,6 +56,10 @@ pub trait FileRead: Send + Sync {
     /// The next byte at or after `offset` that lies in data (or in a hole; the end counts as one).
     /// [`Error::NoData`](crate::Error::NoData) (ENXIO) when there is none, as `lseek` says.
     fn seek(&self, offset: u64, what: Seek) -> Result<u64>;
+    /// The hash of a chunk ([`crate::merkle`]), if it is known without reading it.
+    fn chunk_hash(&self, _chunk: u32) -> Result<Option<[u8; 32]>> {
+        Ok(None)
+    }
     /// A descriptor that the kernel may read and write directly, for backends whose snapshots are atomic below.
     fn backing(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -266,6 +273,9 @@ pub struct SnapshotInfo {
     pub exclusive_bytes: u64,
     /// The epoch it froze.
     pub epoch: EpochId,
+    /// The hash of its tree, in hexadecimal digits: only where one snapshot was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
 }
 
 /// Where a height is looked for.
@@ -389,6 +399,21 @@ pub trait Backend: Send + Sync {
     fn usage(&self) -> Result<Usage>;
     /// Waits until the background work that is due now (sealing, reclaim, folding) is done.
     fn settle(&self) -> Result<()>;
+    /// Reads everything back, or what one height shows, and says what is damaged.
+    fn verify(&self, height: Option<Height>, progress: &dyn Progress) -> Result<VerifyReport>;
+    /// How far a verification is that is going on.
+    fn activity(&self) -> Option<Activity> {
+        None
+    }
+    /// What the last scrub has found, if there has been one.
+    fn last_scrub(&self) -> Option<ScrubResult> {
+        None
+    }
+    /// The hash of a snapshot's tree ([`crate::merkle`]). Worked out when it is first asked for, which reads whatever
+    /// has no hash yet.
+    fn root_hash(&self, height: Height) -> Result<Hash> {
+        merkle::root(&*self.view(HeightQuery::Exact(height))?.tree)
+    }
     /// The background's latest error, if there is one, as text.
     fn last_error(&self) -> Option<String>;
     /// Makes everything durable and marks the store as cleanly closed. Everything after it fails.

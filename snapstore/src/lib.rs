@@ -10,11 +10,13 @@ pub mod diff;
 mod disk;
 mod error;
 pub mod locate;
+pub mod merkle;
 pub mod mountinfo;
 pub mod procs;
 pub mod progress;
 mod sys;
 mod types;
+pub mod verify;
 
 pub use error::{Error, Result};
 pub use types::*;

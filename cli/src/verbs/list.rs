@@ -32,6 +32,9 @@ pub struct Entry {
     labels: BTreeMap<String, String>,
     referenced_bytes: u64,
     exclusive_bytes: u64,
+    /// Only in `tmfs show`: it may take long to work out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    root: Option<String>,
 }
 
 impl From<SnapshotInfo> for Entry {
@@ -45,6 +48,7 @@ impl From<SnapshotInfo> for Entry {
             labels: info.labels,
             referenced_bytes: info.referenced_bytes,
             exclusive_bytes: info.exclusive_bytes,
+            root: info.root,
         }
     }
 }
@@ -115,6 +119,7 @@ mod tests {
             referenced_bytes: 5 << 20,
             exclusive_bytes: 4096,
             epoch: snapstore::EpochId(3),
+            root: None,
         }
     }
 

@@ -19,6 +19,7 @@ mod show;
 mod snapshot;
 mod status;
 mod unmount;
+mod verify;
 
 /// What can be asked for.
 #[derive(Subcommand, Debug)]
@@ -35,6 +36,7 @@ pub enum Verb {
     Hold(hold::Args),
     Release(release::Args),
     Diff(diff::Args),
+    Verify(verify::Args),
     Eject(eject::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -60,6 +62,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Hold(args) => hold::run(path, args),
         Verb::Release(args) => release::run(path, args),
         Verb::Diff(args) => diff::run(path, args),
+        Verb::Verify(args) => verify::run(path, args),
         Verb::Completions(args) => completions::run(args),
         Verb::Man(args) => man::run(args),
     }

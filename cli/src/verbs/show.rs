@@ -43,6 +43,7 @@ fn describe(out: &mut dyn Write, info: &SnapshotInfo, now: Timestamp) -> io::Res
     line("durable", yes(info.durable))?;
     line("held", yes(info.held))?;
     line("hash", info.hash.as_deref().unwrap_or("-"))?;
+    line("root", info.root.as_deref().unwrap_or("-"))?;
     line("referenced", &format::size(info.referenced_bytes))?;
     line("exclusive", &format!("{} (what deleting it would free)", format::size(info.exclusive_bytes)))?;
     for (key, value) in &info.labels {
@@ -68,6 +69,7 @@ mod tests {
             referenced_bytes: 5 << 20,
             exclusive_bytes: 4096,
             epoch: snapstore::EpochId(3),
+            root: None,
         };
         let mut out = Vec::new();
         describe(&mut out, &info, now).unwrap();
@@ -78,6 +80,7 @@ mod tests {
              durable     yes\n\
              held        no\n\
              hash        -\n\
+             root        -\n\
              referenced  5.00 MiB\n\
              exclusive   4.00 KiB (what deleting it would free)\n\
              label       a=\"b c\"\n"

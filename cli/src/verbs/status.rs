@@ -80,6 +80,16 @@ fn describe(out: &mut dyn Write, status: &Status, now: Timestamp) -> io::Result<
     if let Some(bytes) = status.memory_bytes {
         line("memory", format::size(bytes))?;
     }
+    if let Some(now) = &status.verifying {
+        line("verifying", format!("{} of {}", format::size(now.done), format::size(now.total)))?;
+    }
+    if let Some(scrub) = &status.scrub {
+        let found = match scrub.damaged {
+            0 => "nothing damaged".to_owned(),
+            _ => format!("{} damaged: `tmfs verify` names them", format::count(scrub.damaged, "part")),
+        };
+        line("scrub", format!("{}, {}, {found}", format::time(scrub.time), format::size(scrub.bytes)))?;
+    }
     for limit in &status.limits {
         line("limit", limit.clone())?;
     }
@@ -124,6 +134,8 @@ mod tests {
             panics: 0,
             memory_bytes: None,
             limits: vec![],
+            verifying: None,
+            scrub: None,
             last_error: None,
         }
     }

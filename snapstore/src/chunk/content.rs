@@ -11,8 +11,10 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::checked::{DATA, fill, known};
 use super::core::{Core, Op, Scope};
 use super::layer::{Found, Layer};
+use super::sums::ZEROS;
 use crate::backend::Seek;
 use crate::error::{Error, Result};
 use crate::types::{CHUNK_SIZE, Ino, chunk_span};
@@ -50,14 +52,22 @@ impl Content {
     /// Fills `buf` from `offset`; fewer bytes only at the end of the file.
     pub(crate) fn read_at(&self, core: &Core, buf: &mut [u8], offset: u64) -> Result<usize> {
         let done = read_stack(core, &self.stack.read(), buf, offset);
-        match done {
-            // A layer went away under us: it was folded into another. The metadata knows where to.
-            Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
-                self.reload(core)?;
-                read_stack(core, &self.stack.read(), buf, offset)
-            }
-            done => done,
+        // A layer may have gone away under us, or have got other hashes: it was folded with another. The metadata
+        // knows where to.
+        let folded = match &done {
+            Err(Error::Io { source, .. }) => source.raw_os_error() == Some(libc::ENOENT),
+            Err(Error::Damaged { what, .. }) => *what == DATA,
+            _ => false,
+        };
+        if !folded {
+            return done;
         }
+        self.reload(core)?;
+        let again = read_stack(core, &self.stack.read(), buf, offset);
+        if let Err(error @ Error::Damaged { .. }) = &again {
+            tracing::error!(ino = %self.ino, %error, "a read was answered with an error");
+        }
+        again
     }
 
     /// Writes all of `data` at `offset`.
@@ -344,6 +354,11 @@ impl Content {
         Ok(())
     }
 
+    /// The hash of a chunk, if it is known.
+    pub(crate) fn chunk_hash(&self, core: &Core, chunk: u32) -> Result<Option<[u8; 32]>> {
+        known_hash(core, &self.stack.read(), chunk)
+    }
+
     /// Makes the content durable: the layers, and the metadata that leads to them where that is not on the disk.
     pub(crate) fn sync(&self, core: &Core) -> Result<()> {
         let stack: Vec<_> = self.stack.read().clone();
@@ -379,6 +394,18 @@ impl Content {
         };
         found.ok_or(Error::NoData)
     }
+}
+
+/// The hash that one chunk has as a stack shows it; `None`: it is not known.
+fn known_hash(core: &Core, stack: &[Arc<Layer>], chunk: u32) -> Result<Option<[u8; 32]>> {
+    let mut origin = [Origin { layer: ZERO, clip: 0 }];
+    resolve(stack, chunk, &mut origin);
+    let end = (u64::from(chunk) + 1) * CHUNK_SIZE;
+    let Some(layer) = stack.get(origin[0].layer as usize) else { return Ok(Some(ZEROS)) };
+    if origin[0].clip < end {
+        return Ok(None);
+    }
+    known(core, layer, chunk)
 }
 
 impl Drop for Content {
@@ -471,19 +498,6 @@ fn read_stack(core: &Core, stack: &[Arc<Layer>], buf: &mut [u8], offset: u64) ->
         }
     }
     Ok(len)
-}
-
-/// Reads from one layer's file; what the file does not have, and what lies at or above `clip`, is zeros.
-fn fill(core: &Core, layer: &Layer, buf: &mut [u8], offset: u64, clip: u64) -> Result<()> {
-    let valid = clip.saturating_sub(offset).min(buf.len() as u64) as usize;
-    let got = match layer.existing(&*core.disk)? {
-        Some(file) if valid > 0 => {
-            file.read_at(&mut buf[..valid], offset).map_err(|e| layer.io("read", e))?
-        }
-        _ => 0,
-    };
-    buf[got..].fill(0);
-    Ok(())
 }
 
 /// The first byte at or after `at`, and before `size`, that some layer's data shows at.

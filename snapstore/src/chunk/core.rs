@@ -27,6 +27,7 @@ use super::snapshots::Control;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Ino};
+use crate::verify::Activity;
 
 /// One head as a running program sees it. A rollback retires it, and handles that belong to it fail from then on.
 pub(crate) struct HeadInstance {
@@ -136,6 +137,10 @@ pub(crate) struct Core {
     pub working: Mutex<()>,
     /// The store is closing: long work that can be done another time ends.
     pub stopping: AtomicBool,
+    /// A verification that is going on.
+    pub activity: Mutex<Option<Activity>>,
+    /// Held while layers are folded or removed. Order: before everything else.
+    pub folding: Mutex<()>,
     /// Work for the background.
     pub work: Mutex<Work>,
     pub wake: Condvar,
@@ -220,6 +225,8 @@ impl Core {
             orphans: Mutex::default(),
             working: Mutex::default(),
             stopping: AtomicBool::new(false),
+            activity: Mutex::default(),
+            folding: Mutex::default(),
             work: Mutex::default(),
             wake: Condvar::new(),
             done: Condvar::new(),

@@ -1,8 +1,11 @@
 //! The database below the metadata: redb, one file of copy-on-write B-trees, in which a commit is one flush of the disk.
 //!
-//! Three tables. `rows` has the versioned rows, by key and epoch; a value begins with one byte, 0 for a tombstone, 1 for
+//! Four tables. `rows` has the versioned rows, by key and epoch; a value begins with one byte, 0 for a tombstone, 1 for
 //! a row. `touched` says which keys an epoch has rows for, so that nothing ever scans everything. `control` has what has
-//! no versions: epochs, snapshots, heads, counters.
+//! no versions: epochs, snapshots, heads, counters. `sums` has the hashes of sealed layers' chunks ([`super::sums`]).
+//!
+//! Each value of `rows` and `control` ends in a checksum of its key and itself: redb's own checksums are looked at when
+//! it is opened, a value's each time it is read.
 
 use std::sync::Arc;
 
@@ -10,9 +13,10 @@ use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::lineage::Lineage;
 use super::meta::Value;
-use super::rows::{Key, split_epoch};
+use super::rows::{Key, LayerFile, split_epoch};
+use super::sums::{Edit, Group, group_key};
 use crate::error::{Error, Result};
-use crate::types::EpochId;
+use crate::types::{EpochId, Ino};
 
 pub(super) const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
 /// `epoch key` → nothing: which keys an epoch has rows for, so that nothing ever scans everything.
@@ -20,17 +24,47 @@ pub(super) const TOUCHED: TableDefinition<&[u8], ()> = TableDefinition::new("tou
 /// Rows that have no versions: epochs, snapshots, heads, counters.
 pub(super) const CONTROL: TableDefinition<&str, &[u8]> = TableDefinition::new("control");
 
+/// Hashes of chunks, by layer file and group: see [`super::sums`].
+pub(super) const SUMS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("sums");
+
 /// The database as of the last commit.
 pub(crate) struct ReadView {
     pub(super) rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
     pub(super) touched: ReadOnlyTable<&'static [u8], ()>,
+    pub(super) sums: ReadOnlyTable<&'static [u8], &'static [u8]>,
 }
 
 /// Memory for the database's page cache.
 pub(super) const CACHE_BYTES: usize = 64 << 20;
 
-pub(super) fn live(stored: &[u8]) -> Result<Option<&[u8]>> {
-    match stored.split_first() {
+/// The CRC-32C of a key and what is stored for it.
+fn checksum(key: &[u8], value: &[u8]) -> [u8; 4] {
+    crc32c::crc32c_append(crc32c::crc32c(key), value).to_le_bytes()
+}
+
+/// A value with the checksum of it and its key behind it.
+pub(super) fn seal_value(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
+    let sum = checksum(key, &value);
+    value.extend_from_slice(&sum);
+    value
+}
+
+/// The value in what [`seal_value`] has made.
+pub(super) fn open_value<'v>(key: &[u8], stored: &'v [u8]) -> Result<&'v [u8]> {
+    match stored.split_last_chunk::<4>() {
+        Some((value, sum)) if *sum == checksum(key, value) => Ok(value),
+        _ => Err(Error::Damaged { what: "metadata row", detail: format!("bad checksum at {key:02x?}") }),
+    }
+}
+
+/// What is stored for a row, or for a tombstone.
+fn stored(at: &[u8], value: Option<&[u8]>) -> Vec<u8> {
+    seal_value(at, value.map_or_else(|| vec![0], |value| [&[1], value].concat()))
+}
+
+/// The row in what is stored at a key with its epoch; `None`: a tombstone.
+pub(super) fn live<'v>(at: &[u8], stored: &'v [u8]) -> Result<Option<&'v [u8]>> {
+    match open_value(at, stored)?.split_first() {
         Some((0, [])) => Ok(None),
         Some((1, value)) => Ok(Some(value)),
         _ => Err(Error::Damaged { what: "metadata row", detail: "neither a row nor a tombstone".into() }),
@@ -55,14 +89,14 @@ pub(super) fn write_row(
     let at = key.at(epoch);
     let mark = touched_key(epoch, key);
     if let Some(value) = value {
-        rows.insert(at.as_slice(), [&[1], value].concat().as_slice()).map_err(database)?;
+        rows.insert(at.as_slice(), stored(&at, Some(value)).as_slice()).map_err(database)?;
         touched.insert(mark.as_slice(), ()).map_err(database)?;
         return Ok(());
     }
     let oldest = key.at(EpochId(0));
     let older = rows.range(oldest.as_slice()..at.as_slice()).map_err(database)?.next().is_some();
     if older {
-        rows.insert(at.as_slice(), &[0][..]).map_err(database)?;
+        rows.insert(at.as_slice(), stored(&at, None).as_slice()).map_err(database)?;
         touched.insert(mark.as_slice(), ()).map_err(database)?;
     } else {
         rows.remove(at.as_slice()).map_err(database)?;
@@ -71,18 +105,28 @@ pub(super) fn write_row(
     Ok(())
 }
 
+/// Stores the hashes of a group.
+pub(super) fn put_group(sums: &mut RowTable<'_>, key: &[u8; 24], group: &Group) -> Result<()> {
+    sums.insert(&key[..], seal_value(key, group.encode()).as_slice()).map(drop).map_err(database)
+}
+
+fn group_in(key: &[u8; 24], stored: &[u8]) -> Result<Group> {
+    Group::decode(open_value(key, stored)?)
+}
+
 /// Changes rows of sealed epochs within one transaction.
 pub(crate) struct RowWriter<'t> {
     pub(super) rows: RowTable<'t>,
     pub(super) touched: TouchedTable<'t>,
     pub(super) control: redb::Table<'t, &'static str, &'static [u8]>,
+    pub(super) sums: RowTable<'t>,
 }
 
 impl RowWriter<'_> {
     /// Stores a row (`None`: a tombstone), in place of what was there.
     pub(crate) fn put(&mut self, key: &Key, epoch: EpochId, value: Option<&[u8]>) -> Result<()> {
-        let stored = value.map_or_else(|| vec![0], |v| [&[1], v].concat());
-        self.rows.insert(key.at(epoch).as_slice(), stored.as_slice()).map_err(database)?;
+        let at = key.at(epoch);
+        self.rows.insert(at.as_slice(), stored(&at, value).as_slice()).map_err(database)?;
         self.touched.insert(touched_key(epoch, key).as_slice(), ()).map_err(database)?;
         Ok(())
     }
@@ -96,14 +140,41 @@ impl RowWriter<'_> {
 
     /// The row of exactly this epoch.
     pub(crate) fn get(&self, key: &Key, epoch: EpochId) -> Result<Option<Option<Vec<u8>>>> {
-        let stored = self.rows.get(key.at(epoch).as_slice()).map_err(database)?;
-        stored.map(|s| live(s.value()).map(|v| v.map(<[u8]>::to_vec))).transpose()
+        let at = key.at(epoch);
+        let stored = self.rows.get(at.as_slice()).map_err(database)?;
+        stored.map(|s| live(&at, s.value()).map(|v| v.map(<[u8]>::to_vec))).transpose()
+    }
+
+    /// Changes hashes of a layer's file.
+    pub(crate) fn edit_sums(&mut self, ino: Ino, file: LayerFile, edit: &Edit) -> Result<()> {
+        for (group, changes) in edit.groups() {
+            let key = group_key(ino, file, group);
+            let old = self.sums.get(&key[..]).map_err(database)?;
+            let mut group = old.map(|stored| group_in(&key, stored.value())).transpose()?.unwrap_or_default();
+            for (n, hash) in changes {
+                group.set(n, hash);
+            }
+            match group.is_empty() {
+                true => drop(self.sums.remove(&key[..]).map_err(database)?),
+                false => put_group(&mut self.sums, &key, &group)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the hashes of a layer's file that goes.
+    pub(crate) fn remove_sums(&mut self, ino: Ino, file: LayerFile) -> Result<()> {
+        let (first, last) = (group_key(ino, file, 0), group_key(ino, file, u32::MAX));
+        self.sums.retain_in(&first[..]..=&last[..], |_, _| false).map_err(database)
     }
 
     /// Changes a control row.
     pub(crate) fn control(&mut self, name: &str, value: Option<&[u8]>) -> Result<()> {
         match value {
-            Some(v) => self.control.insert(name, v).map_err(database)?,
+            Some(v) => self
+                .control
+                .insert(name, seal_value(name.as_bytes(), v.to_vec()).as_slice())
+                .map_err(database)?,
             None => self.control.remove(name).map_err(database)?,
         };
         Ok(())
@@ -116,6 +187,7 @@ impl ReadView {
         Ok(ReadView {
             rows: txn.open_table(ROWS).map_err(database)?,
             touched: txn.open_table(TOUCHED).map_err(database)?,
+            sums: txn.open_table(SUMS).map_err(database)?,
         })
     }
 
@@ -130,15 +202,39 @@ impl ReadView {
             let (stored, value) = entry.map_err(database)?;
             let (_, epoch) = split_epoch(stored.value())?;
             if lineage.contains(epoch) {
-                return Ok(Some((epoch, live(value.value())?.map(Arc::from))));
+                return Ok(Some((epoch, live(stored.value(), value.value())?.map(Arc::from))));
             }
         }
         Ok(None)
     }
 
     pub(super) fn row_at(&self, key: &Key, epoch: EpochId) -> Result<Option<Value>> {
-        let stored = self.rows.get(key.at(epoch).as_slice()).map_err(database)?;
-        stored.map(|s| live(s.value()).map(|v| v.map(Arc::from))).transpose()
+        let at = key.at(epoch);
+        let stored = self.rows.get(at.as_slice()).map_err(database)?;
+        stored.map(|s| live(&at, s.value()).map(|v| v.map(Arc::from))).transpose()
+    }
+
+    pub(super) fn groups(
+        &self,
+        ino: Ino,
+        file: LayerFile,
+        mut each: impl FnMut(u32, &Group) -> Result<()>,
+    ) -> Result<()> {
+        let (first, last) = (group_key(ino, file, 0), group_key(ino, file, u32::MAX));
+        for entry in self.sums.range::<&[u8]>(&first[..]..=&last[..]).map_err(database)? {
+            let (key, stored) = entry.map_err(database)?;
+            let damaged =
+                || Error::Damaged { what: "hashes of chunks", detail: "a key of a wrong length".into() };
+            let key: &[u8; 24] = key.value().try_into().map_err(|_| damaged())?;
+            let number = u32::from_be_bytes(key[20..].try_into().expect("four bytes"));
+            each(number, &group_in(key, stored.value())?)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn sums(&self, key: &[u8; 24]) -> Result<Group> {
+        let stored = self.sums.get(&key[..]).map_err(database)?;
+        Ok(stored.map(|stored| group_in(key, stored.value())).transpose()?.unwrap_or_default())
     }
 
     pub(super) fn scan(
@@ -158,7 +254,7 @@ impl ReadView {
             if !lineage.contains(epoch) {
                 continue;
             }
-            let value = live(value.value())?;
+            let value = live(stored.value(), value.value())?;
             match &mut current {
                 Some((k, v)) if k == key => *v = value.map(<[u8]>::to_vec),
                 _ => {

@@ -7,7 +7,13 @@
 //! * copying down overwrites chunks that the upper layer hides from everybody.
 //!
 //! So a crash in between leaves both layers as they were to every reader, and folding again does no harm. The order
-//! is: copy, sync, commit the row of the result, let open files take their stacks anew, remove the other file.
+//! is: copy, sync, commit the row of the result and the hashes that came along, let open files take their stacks anew,
+//! remove the other file.
+//!
+//! What is copied is compared with its hashes first: damage is not spread, and not given a hash of its own.
+//!
+//! A chunk of the lower layer that the upper's limit cuts in two is a case of its own: nothing may be cleared in it
+//! in place, where readers compare it with its hash. It is *lifted* first: what shows of it becomes the upper layer's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,10 +21,12 @@ use std::time::{Duration, Instant};
 
 use roaring::RoaringBitmap;
 
+use super::checked::damaged;
 use super::core::Core;
 use super::layer::scan_chunks;
 use super::rows::{LayerFile, LayerRow};
 use super::space::cut;
+use super::sums::{Edit, GROUP, Group, ZEROS, for_each_chunk, group_key, hash_chunk};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::types::{CHUNK_SIZE, Ino};
@@ -27,13 +35,15 @@ use crate::types::{CHUNK_SIZE, Ino};
 pub(crate) struct Folded {
     pub row: LayerRow,
     pub gone: LayerFile,
+    /// What becomes of the hashes of the result's file.
+    pub sums: Edit,
 }
 
 /// Folds two sealed layers of an inode.
 pub(crate) fn fold(core: &Core, ino: Ino, lower: &LayerRow, upper: &LayerRow) -> Result<Folded> {
     let Some(upper_own) = upper.chunks.as_ref().filter(|_| upper.limit > 0) else {
         // Nothing of the lower one shows.
-        return Ok(Folded { row: upper.clone(), gone: lower.file });
+        return Ok(Folded { row: upper.clone(), gone: lower.file, sums: Edit::default() });
     };
     let below = open(core, ino, lower.file)?;
     let above = open(core, ino, upper.file)?;
@@ -45,7 +55,7 @@ pub(crate) fn fold(core: &Core, ino: Ino, lower: &LayerRow, upper: &LayerRow) ->
     cut(&mut shows, upper.limit);
     shows -= &upper.zeroed;
     shows -= upper_own;
-    let work = Work { stopping: &core.stopping, ino, lower, upper, below: &*below, above: &*above };
+    let work = Work { core, stopping: &core.stopping, ino, lower, upper, below: &*below, above: &*above };
     if shows.len() <= upper_own.len() { work.up(upper_own, &shows) } else { work.down(upper_own, &lower_own) }
 }
 
@@ -58,6 +68,7 @@ fn io(op: &'static str, ino: Ino, file: LayerFile) -> impl FnOnce(std::io::Error
 }
 
 struct Work<'a> {
+    core: &'a Core,
     stopping: &'a AtomicBool,
     ino: Ino,
     lower: &'a LayerRow,
@@ -72,6 +83,7 @@ impl Work<'_> {
         let file = self.upper.file;
         // Of a chunk that the limit cuts, only what lies below it shows.
         let end = self.upper.limit.min(self.lower.size);
+        let sums = take_along(self.core, self.ino, self.lower, self.below, shows)?;
         copy_runs(self.stopping, self.below, self.above, shows, end).map_err(io("fold", self.ino, file))?;
         self.above.sync_data().map_err(io("sync", self.ino, file))?;
         let chunks = upper_own | shows;
@@ -80,13 +92,15 @@ impl Work<'_> {
         zeroed -= &chunks;
         cut(&mut zeroed, limit);
         let blocks = self.above.stat().map_err(io("stat", self.ino, file))?.blocks;
-        let row = LayerRow { limit, zeroed, blocks, chunks: Some(chunks), ..self.upper.clone() };
-        Ok(Folded { row: optimized(row), gone: self.lower.file })
+        let summed = self.lower.summed && self.upper.summed;
+        let row = LayerRow { limit, zeroed, blocks, summed, chunks: Some(chunks), ..self.upper.clone() };
+        Ok(Folded { row: optimized(row), gone: self.lower.file, sums })
     }
 
     /// Copies the upper layer down.
     fn down(&self, upper_own: &RoaringBitmap, lower_own: &RoaringBitmap) -> Result<Folded> {
         let file = self.lower.file;
+        let mut sums = take_along(self.core, self.ino, self.upper, self.above, upper_own)?;
         // An earlier try may have left bytes beyond the layer's end, where its own holes are to say what there is.
         self.below
             .set_len(self.lower.size)
@@ -110,8 +124,15 @@ impl Work<'_> {
         }
         cut(&mut zeroed, limit);
         let blocks = self.below.stat().map_err(io("stat", self.ino, file))?.blocks;
-        let row = LayerRow { file, limit, zeroed, blocks, chunks, ..self.upper.clone() };
-        Ok(Folded { row: optimized(row), gone: self.upper.file })
+        let mut hidden = lower_own.clone();
+        cut(&mut hidden, self.upper.limit);
+        hidden -= &self.upper.zeroed;
+        for chunk in lower_own - hidden - upper_own {
+            sums.set(chunk, None);
+        }
+        let summed = self.lower.summed && self.upper.summed;
+        let row = LayerRow { file, limit, zeroed, blocks, summed, chunks, ..self.upper.clone() };
+        Ok(Folded { row: optimized(row), gone: self.upper.file, sums })
     }
 
     /// Makes read zeros in the lower file what the upper layer hides without having data of its own there.
@@ -119,10 +140,6 @@ impl Work<'_> {
         let limit = self.upper.limit;
         if limit < self.lower.size {
             let edge = limit.next_multiple_of(CHUNK_SIZE).min(self.lower.size);
-            let chunk = (limit / CHUNK_SIZE) as u32;
-            if edge > limit && lower_own.contains(chunk) && !upper_own.contains(chunk) {
-                self.below.write_at(&vec![0; (edge - limit) as usize], limit)?;
-            }
             if edge < self.lower.size {
                 self.below.punch(edge, self.lower.size.next_multiple_of(CHUNK_SIZE) - edge)?;
             }
@@ -134,6 +151,86 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// Compares chunks of a layer with their hashes. Gives the hashes, to go where the chunks go.
+fn take_along(
+    core: &Core,
+    ino: Ino,
+    row: &LayerRow,
+    file: &dyn DiskFile,
+    chunks: &RoaringBitmap,
+) -> Result<Edit> {
+    let mut sums = Edit::default();
+    let mut group = (u32::MAX, Arc::new(Group::default()));
+    let mut failed = None;
+    for_each_chunk(file, chunks, |chunk, bytes| {
+        if chunk / GROUP != group.0 {
+            match core.meta.sums(&group_key(ino, row.file, chunk / GROUP)) {
+                Ok(found) => group = (chunk / GROUP, found),
+                Err(error) => {
+                    failed = Some(error);
+                    return Err(std::io::ErrorKind::Interrupted.into());
+                }
+            }
+        }
+        let known = group.1.get(chunk % GROUP).copied();
+        if (known.is_some() || row.summed) && hash_chunk(bytes) != known.unwrap_or(ZEROS) {
+            failed = Some(damaged(ino, row.file, chunk));
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+        sums.set(chunk, known);
+        Ok(())
+    })
+    .map_err(|e| failed.unwrap_or_else(|| io("read", ino, row.file)(e)))?;
+    Ok(sums)
+}
+
+/// Gives the upper layer what shows of the lower layer's chunk that the upper's limit cuts in two, if there is such a
+/// one. To be committed before the two are folded: the upper layer's new row, and its hashes.
+pub(crate) fn lift(
+    core: &Core,
+    ino: Ino,
+    lower: &LayerRow,
+    upper: &LayerRow,
+) -> Result<Option<(LayerRow, Edit)>> {
+    let limit = upper.limit;
+    let chunk = (limit / CHUNK_SIZE) as u32;
+    let Some(own) = upper.chunks.as_ref().filter(|_| !limit.is_multiple_of(CHUNK_SIZE) && limit < lower.size)
+    else {
+        return Ok(None);
+    };
+    if own.contains(chunk) || upper.zeroed.contains(chunk) {
+        return Ok(None);
+    }
+    let below = open(core, ino, lower.file)?;
+    let start = u64::from(chunk) * CHUNK_SIZE;
+    let has = match &lower.chunks {
+        Some(chunks) => chunks.contains(chunk),
+        None => {
+            let data = below.seek_data(start).map_err(io("map", ino, lower.file))?;
+            data.is_some_and(|data| data < start + CHUNK_SIZE)
+        }
+    };
+    if !has {
+        return Ok(None);
+    }
+    take_along(core, ino, lower, &*below, &RoaringBitmap::from_iter([chunk]))?;
+    let mut bytes = vec![0; CHUNK_SIZE as usize];
+    let got = below.read_at(&mut bytes, start).map_err(io("read", ino, lower.file))?;
+    bytes[got.min((limit - start) as usize)..].fill(0);
+    bytes.truncate((upper.size - start).min(CHUNK_SIZE) as usize);
+    let above = open(core, ino, upper.file)?;
+    above.write_at(&bytes, start).map_err(io("fold", ino, upper.file))?;
+    above.sync_data().map_err(io("sync", ino, upper.file))?;
+    let mut sums = Edit::default();
+    if upper.summed {
+        sums.set(chunk, Some(hash_chunk(&bytes)));
+    }
+    let mut row = upper.clone();
+    row.chunks.get_or_insert_default().insert(chunk);
+    row.blocks = above.stat().map_err(io("stat", ino, upper.file))?.blocks;
+    Ok(Some((optimized(row), sums)))
 }
 
 fn optimized(mut row: LayerRow) -> LayerRow {

@@ -19,6 +19,7 @@ use parking_lot::{Mutex, RwLock};
 use roaring::RoaringBitmap;
 
 use super::rows::{LayerFile, LayerRow};
+use super::sums::Cached;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
 use crate::types::{CHUNK_SIZE, EpochId, Ino};
@@ -47,6 +48,8 @@ pub(crate) struct Layer {
     syncing: Mutex<()>,
     /// A sync failed: what was written may be lost, and no later sync can tell.
     failed: AtomicBool,
+    /// The hashes of chunks that were looked at last.
+    pub sums: Cached,
 }
 
 /// The facts of a layer that change while it is unsealed.
@@ -60,6 +63,8 @@ pub(crate) struct LayerState {
     pub blocks: u64,
     pub visible: u64,
     pub sealed: bool,
+    /// See [`super::sums`].
+    pub summed: bool,
     pub zeroed: RoaringBitmap,
     /// The chunks it has; `None`: everything (then `limit` is 0).
     pub chunks: Option<RoaringBitmap>,
@@ -94,6 +99,7 @@ impl LayerState {
         self.file == row.file
             && self.size == row.size
             && self.limit == row.limit
+            && self.summed == row.summed
             && self.chunks == row.chunks
             && self.zeroed == row.zeroed
     }
@@ -106,6 +112,7 @@ impl LayerState {
             blocks: self.blocks,
             visible: self.visible,
             sealed: self.sealed,
+            summed: self.summed,
             zeroed: self.zeroed.clone(),
             chunks: self.chunks.clone(),
         }
@@ -123,6 +130,7 @@ impl Layer {
             blocks: 0,
             visible: 0,
             sealed: false,
+            summed: false,
             zeroed: RoaringBitmap::new(),
             chunks: (below > 0).then(RoaringBitmap::new),
         };
@@ -132,8 +140,10 @@ impl Layer {
     /// A layer that the metadata knows. An unsealed one that inherits gets its chunks from the file's holes, unless
     /// the row has them.
     pub(crate) fn load(disk: &dyn Disk, ino: Ino, epoch: EpochId, row: LayerRow) -> Result<Layer> {
-        let LayerRow { file, size, limit, blocks, visible, sealed, zeroed, chunks } = row;
-        let state = LayerState { file, created: true, size, limit, blocks, visible, sealed, zeroed, chunks };
+        let LayerRow { file, size, limit, blocks, visible, sealed, summed, zeroed, chunks } = row;
+        let created = true;
+        let state =
+            LayerState { file, created, size, limit, blocks, visible, sealed, summed, zeroed, chunks };
         let layer = Layer::with_state(ino, epoch, state, false);
         layer.anchored.store(true, Ordering::Relaxed);
         layer.row_on_disk.store(true, Ordering::Relaxed);
@@ -166,6 +176,7 @@ impl Layer {
             in_memtable: AtomicBool::new(false),
             syncing: Mutex::new(()),
             failed: AtomicBool::new(false),
+            sums: Cached::default(),
         }
     }
 

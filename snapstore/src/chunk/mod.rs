@@ -3,6 +3,7 @@
 mod account;
 mod acl;
 pub(crate) mod adopt;
+mod checked;
 mod content;
 mod core;
 mod database;
@@ -24,7 +25,9 @@ mod seal;
 mod snapshots;
 mod space;
 mod store;
+mod sums;
 mod tree;
+mod verify;
 mod worker;
 
 use std::path::{Path, PathBuf};

@@ -22,7 +22,7 @@ use super::core::{Core, HeadInstance, HeadState};
 use super::layer::scan_chunks;
 use super::lineage::{EpochRow, EpochTree, Lineage};
 use super::lock::StoreLock;
-use super::meta::Meta;
+use super::meta::{Meta, OLDER_STATE};
 use super::rows::{InodeRow, Key, KeyKind, LayerFile, LayerRow, Row};
 use super::snapshots::{AbandonedRow, Control, HeadRow, SnapshotRow, epoch_row, json, snapshot_row};
 use super::store::ChunkStore;
@@ -69,6 +69,25 @@ pub(crate) fn finish(
     }))
 }
 
+/// The file in a store by which somebody says that an older state will do.
+const ACCEPT: &str = "ACCEPT-OLDER-STATE";
+
+/// A damaged page was found, and what is left is an older state of the metadata. Nobody is to take it for the newest.
+fn refuse_older_state(disk: &dyn Disk, meta: &Meta) -> Result<()> {
+    if meta.control(OLDER_STATE)?.is_empty() {
+        return Ok(());
+    }
+    if disk.stat(ACCEPT).map_err(Error::io("stat", ACCEPT))?.is_none() {
+        let detail = format!(
+            "a damaged page was found, and an older state restored, which may lack the last commits; copy the store \
+             away, then go on with that state by making an empty file {ACCEPT} in it"
+        );
+        return Err(Error::Damaged { what: "metadata database", detail });
+    }
+    meta.rewrite(|w| w.control(OLDER_STATE, None))?;
+    disk.remove(ACCEPT).map_err(Error::io("remove", ACCEPT))
+}
+
 pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     open_path(path, flags, Mode::empty()).map_err(|e| match e {
@@ -82,6 +101,7 @@ pub(crate) fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<(Arc<Core>, Re
     let file = disk.open(DATABASE).map_err(Error::io("open", path.join(DATABASE)))?;
     let database = DatabaseFile::new(file).map_err(Error::io("open", path.join(DATABASE)))?;
     let meta = Meta::open(database)?;
+    refuse_older_state(&*disk, &meta)?;
     let clean = !meta.control("clean")?.is_empty();
     let (control, head) = read_control(&meta)?;
     let next_ino = number(&meta, "next_ino")?;
@@ -306,7 +326,7 @@ fn recover_epoch(core: &Core, epoch: EpochId) -> Result<()> {
             }
         }
         // Sealing may have got as far as this layer, but not to its end: it begins again.
-        row.sealed = false;
+        (row.sealed, row.summed) = (false, false);
         if core.holes_exact {
             row.chunks = None;
         }

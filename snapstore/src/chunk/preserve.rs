@@ -347,6 +347,7 @@ impl Carry<'_> {
             blocks,
             visible: 0,
             sealed: false,
+            summed: false,
             zeroed: Default::default(),
             chunks: None,
         };

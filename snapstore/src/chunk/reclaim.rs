@@ -13,7 +13,7 @@
 
 use super::core::Core;
 use super::database::RowWriter;
-use super::fold::{Folded, fold};
+use super::fold::{Folded, fold, lift};
 use super::lineage::Lineage;
 use super::meta::ControlBatch;
 use super::rows::{Key, KeyKind, LayerFile, LayerRow, Row};
@@ -149,6 +149,7 @@ impl Core {
                 if stop() || self.stopping.load(std::sync::atomic::Ordering::Acquire) {
                     return Ok(());
                 }
+                let _one = self.folding.lock();
                 let done = match step {
                     Step::Drop(epoch) => self.drop_epoch(epoch),
                     Step::Merge { lower, upper } => self.merge(lower, upper),
@@ -206,7 +207,9 @@ impl Core {
             self.meta.rewrite(|w| {
                 for key in &keys {
                     if let (KeyKind::Layer(ino), Some(Some(bytes))) = (key.kind(), w.get(key, epoch)?) {
-                        effects.gone.push((ino, LayerRow::decode(&bytes)?.file));
+                        let file = LayerRow::decode(&bytes)?.file;
+                        w.remove_sums(ino, file)?;
+                        effects.gone.push((ino, file));
                         effects.replaced.push(ino);
                     }
                     w.remove(key, epoch)?;
@@ -258,7 +261,17 @@ impl Core {
         else {
             return Ok(None);
         };
-        fold(self, ino, &LayerRow::decode(&below)?, &LayerRow::decode(&above)?).map(Some)
+        let (below, mut above) = (LayerRow::decode(&below)?, LayerRow::decode(&above)?);
+        if let Some((lifted, sums)) = lift(self, ino, &below, &above)? {
+            self.layers_changing();
+            self.meta.rewrite(|w| {
+                w.edit_sums(ino, lifted.file, &sums)?;
+                w.put(key, upper, Some(&lifted.encode()))
+            })?;
+            self.layers_replaced(ino, &[upper])?;
+            above = lifted;
+        }
+        fold(self, ino, &below, &above).map(Some)
     }
 
     /// After the commit: open files let go of the old layers, then their files go.
@@ -331,10 +344,16 @@ impl Move {
         if let KeyKind::Layer(ino) = key.kind() {
             effects.replaced.push(ino);
             match (folded, &above, &below) {
-                (Some(folded), _, _) => effects.gone.push((ino, folded.gone)),
+                (Some(folded), _, _) => {
+                    w.edit_sums(ino, folded.row.file, &folded.sums)?;
+                    w.remove_sums(ino, folded.gone)?;
+                    effects.gone.push((ino, folded.gone));
+                }
                 // Removed above: nothing shows of what is below.
                 (None, Some(None), Some(Some(bytes))) => {
-                    effects.gone.push((ino, LayerRow::decode(bytes)?.file));
+                    let file = LayerRow::decode(bytes)?.file;
+                    w.remove_sums(ino, file)?;
+                    effects.gone.push((ino, file));
                 }
                 _ => {}
             }

@@ -182,6 +182,8 @@ pub(crate) struct LayerRow {
     pub visible: u64,
     /// Nothing will be written to it any more, and its data is on the disk.
     pub sealed: bool,
+    /// Every chunk of data in its file has a hash: see [`super::sums`].
+    pub summed: bool,
     /// Chunks that read zeros though older layers have data there, unless `chunks` has them.
     pub zeroed: RoaringBitmap,
     /// The chunks this layer holds. `None`: all of it (with `limit` 0), or, when unsealed, what the file's
@@ -288,7 +290,7 @@ impl Row for LayerRow {
         for n in [self.size, self.limit, self.blocks, self.visible] {
             w.u64(n);
         }
-        w.u8(self.sealed.into());
+        w.u8(u8::from(self.sealed) | u8::from(self.summed) << 1);
         w.bitmap((!self.zeroed.is_empty()).then_some(&self.zeroed));
         w.bitmap(self.chunks.as_ref());
         w.0
@@ -296,16 +298,20 @@ impl Row for LayerRow {
 
     fn decode(bytes: &[u8]) -> Result<LayerRow> {
         let mut r = Reader { bytes, what: "layer row" };
-        let row = LayerRow {
+        let mut row = LayerRow {
             file: LayerFile { epoch: EpochId(r.u64()?), turn: r.u32()? },
             size: r.u64()?,
             limit: r.u64()?,
             blocks: r.u64()?,
             visible: r.u64()?,
-            sealed: r.flag()?,
-            zeroed: r.bitmap()?.unwrap_or_default(),
-            chunks: r.bitmap()?,
+            sealed: false,
+            summed: false,
+            zeroed: RoaringBitmap::new(),
+            chunks: None,
         };
+        (row.sealed, row.summed) = r.flags()?;
+        row.zeroed = r.bitmap()?.unwrap_or_default();
+        row.chunks = r.bitmap()?;
         r.end()?;
         if row.chunks.is_none() && row.sealed && row.limit > 0 {
             return Err(r.damaged("a sealed layer that inherits has to say what it has itself"));
@@ -376,11 +382,13 @@ impl<'a> Reader<'a> {
         Ok(self.take(1)?[0])
     }
 
-    fn flag(&mut self) -> Result<bool> {
+    /// Whether a layer is sealed, and whether it is summed.
+    fn flags(&mut self) -> Result<(bool, bool)> {
         match self.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(self.damaged("a flag is neither 0 nor 1")),
+            0 => Ok((false, false)),
+            1 => Ok((true, false)),
+            3 => Ok((true, true)),
+            _ => Err(self.damaged("flags that do not exist")),
         }
     }
 
@@ -454,6 +462,7 @@ mod tests {
             blocks: 16,
             visible: 3,
             sealed: true,
+            summed: true,
             zeroed: RoaringBitmap::new(),
             chunks: Some([0u32, 2].into_iter().collect()),
         };

@@ -7,14 +7,27 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use roaring::RoaringBitmap;
+
 use super::core::Core;
 use super::layer::Layer;
 use super::lineage::Lineage;
-use super::rows::{Key, KeyKind};
+use super::rows::{Key, KeyKind, LayerFile};
 use super::snapshots::{epoch_row, json, snapshot_row};
-use super::space;
+use super::space::{self, own_chunks};
+use super::sums::{GROUP, Group, for_each_chunk, group_key, hash_chunk};
+use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Ino};
+
+/// What becomes of hashes that a file has already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// They are those of an earlier try.
+    Replace,
+    /// They stay: they are older than this look at the data.
+    Keep,
+}
 
 /// With more layers than this to sync, the whole file system is synced once first.
 const MANY: usize = 64;
@@ -40,6 +53,7 @@ impl Core {
         let mut grown: i64 = 0;
         for layer in &layers {
             self.sync_layer(layer)?;
+            self.sum_layer(layer)?;
             grown += self.seal_layer(layer, &lineage)?;
         }
         grown -= self.gone_chunks(epoch, parent)?;
@@ -97,6 +111,59 @@ impl Core {
         Ok(layers)
     }
 
+    /// Hashes what one layer has: the hashes are in the commit that says that it is final, or in one before.
+    fn sum_layer(&self, layer: &Layer) -> Result<()> {
+        let Some(file) = layer.existing(&*self.disk)? else { return Ok(()) };
+        let chunks = own_chunks(self, layer)?;
+        let name = layer.state.read().file;
+        self.sum_file(layer.ino, name, &*file, &chunks, Known::Replace)
+    }
+
+    /// Hashes chunks of a layer's file.
+    pub(crate) fn sum_file(
+        &self,
+        ino: Ino,
+        name: LayerFile,
+        file: &dyn DiskFile,
+        chunks: &RoaringBitmap,
+        known: Known,
+    ) -> Result<()> {
+        let begin = |number: u32| -> Result<(u32, Group)> {
+            Ok((
+                number,
+                match known {
+                    Known::Replace => Group::default(),
+                    Known::Keep => Group::clone(&*self.meta.sums(&group_key(ino, name, number))?),
+                },
+            ))
+        };
+        let mut group = begin(chunks.min().unwrap_or(0) / GROUP)?;
+        let put = |(number, group): (u32, Group)| match group.is_empty() {
+            true => false,
+            false => self.meta.put_sums(group_key(ino, name, number), group),
+        };
+        let mut failed = Ok(());
+        for_each_chunk(file, chunks, |chunk, bytes| {
+            if chunk / GROUP != group.0 {
+                let next = begin(chunk / GROUP).and_then(|next| {
+                    let full = put(std::mem::replace(&mut group, next));
+                    if full { self.commit(false) } else { Ok(()) }
+                });
+                if next.is_err() {
+                    failed = next;
+                    return Err(std::io::ErrorKind::Interrupted.into());
+                }
+            }
+            if known == Known::Replace || group.1.get(chunk % GROUP).is_none() {
+                group.1.set(chunk % GROUP, Some(hash_chunk(bytes)));
+            }
+            Ok(())
+        })
+        .map_err(|e| failed.err().unwrap_or_else(|| Error::io("read", name.path(ino))(e)))?;
+        put(group);
+        Ok(())
+    }
+
     /// Makes one layer final. Returns by how many chunks the epoch's tree has more data than the one before.
     fn seal_layer(&self, layer: &Arc<Layer>, lineage: &Lineage) -> Result<i64> {
         let visible =
@@ -112,6 +179,7 @@ impl Core {
             state.blocks = blocks;
             state.visible = visible;
             state.sealed = true;
+            state.summed = true;
             if let Some(chunks) = &mut state.chunks {
                 chunks.optimize();
             }

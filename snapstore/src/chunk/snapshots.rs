@@ -34,6 +34,9 @@ pub(crate) struct SnapshotRow {
     pub held: bool,
     /// Its epoch is sealed: a power cut does not take it any more.
     pub durable: bool,
+    /// The hash of its tree, once somebody has asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<crate::merkle::Hash>,
 }
 
 /// Where the head is, on the disk.
@@ -109,6 +112,7 @@ impl Control {
             referenced_bytes: chunks * crate::types::CHUNK_SIZE,
             exclusive_bytes: 0,
             epoch,
+            root: None,
         })
     }
 
@@ -233,6 +237,7 @@ impl Core {
             labels: options.labels.clone(),
             held: options.hold,
             durable: false,
+            root: None,
         };
         let epoch = self.head().epoch;
         let passed = gate.pass(&mut || {

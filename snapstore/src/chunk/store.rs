@@ -15,7 +15,10 @@ use crate::backend::{
     Usage, View,
 };
 use crate::error::{Error, Result};
+use crate::merkle::Hash;
+use crate::progress::Progress;
 use crate::types::{EpochId, Height};
+use crate::verify::{Activity, ScrubResult, VerifyReport};
 
 /// A store that is open.
 pub(crate) struct ChunkStore {
@@ -132,6 +135,22 @@ impl Backend for ChunkStore {
 
     fn settle(&self) -> Result<()> {
         self.core.settle()
+    }
+
+    fn verify(&self, height: Option<Height>, progress: &dyn Progress) -> Result<VerifyReport> {
+        super::verify::verify(&self.core, height, progress)
+    }
+
+    fn activity(&self) -> Option<Activity> {
+        *self.core.activity.lock()
+    }
+
+    fn last_scrub(&self) -> Option<ScrubResult> {
+        self.core.last_scrub()
+    }
+
+    fn root_hash(&self, height: Height) -> Result<Hash> {
+        super::verify::root_hash(&self.core, height)
     }
 
     fn last_error(&self) -> Option<String> {

@@ -266,4 +266,8 @@ impl FileRead for ViewFile {
     fn seek(&self, offset: u64, what: Seek) -> Result<u64> {
         self.content.seek(&self.core, offset, what)
     }
+
+    fn chunk_hash(&self, chunk: u32) -> Result<Option<[u8; 32]>> {
+        self.content.chunk_hash(&self.core, chunk)
+    }
 }

@@ -1,12 +1,13 @@
 //! The background: commits every few seconds, sealing, reclaiming, removing files.
 //!
-//! Two threads, so that a long reclaim never holds up a snapshot's durability. Without a background (tests, short
+//! Three threads, so that a long reclaim never holds up a snapshot's durability, and a scrub neither. Without a background (tests, short
 //! calls on a store that is not mounted) whoever waits does the work.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::verify::SCRUB_AFTER;
 use crate::error::Result;
 
 /// Changes reach the disk at most this long after they were made, asked for or not.
@@ -20,11 +21,15 @@ pub(crate) struct Workers {
 
 impl Workers {
     pub(crate) fn start(core: &Arc<Core>) -> std::io::Result<Workers> {
-        let spawn = |name: &str, run: fn(&Core)| {
+        let spawn = |name: &str, run: fn(&Arc<Core>)| {
             let core = Arc::clone(core);
             std::thread::Builder::new().name(name.into()).spawn(move || run(&core))
         };
-        let threads = vec![spawn("tmfs-seal", seal_loop)?, spawn("tmfs-reclaim", reclaim_loop)?];
+        let threads = vec![
+            spawn("tmfs-seal", seal_loop)?,
+            spawn("tmfs-reclaim", reclaim_loop)?,
+            spawn("tmfs-scrub", scrub_loop)?,
+        ];
         Ok(Workers { core: Arc::clone(core), threads })
     }
 
@@ -45,7 +50,28 @@ impl Drop for Workers {
     }
 }
 
-fn seal_loop(core: &Core) {
+/// Looks now and then whether a scrub is due.
+fn scrub_loop(core: &Arc<Core>) {
+    let mut next = Instant::now() + SCRUB_AFTER;
+    loop {
+        {
+            let mut work = core.work.lock();
+            while !work.stop && Instant::now() < next {
+                core.wake.wait_until(&mut work, next);
+            }
+            if work.stop {
+                return;
+            }
+        }
+        match core.scrub_if_due() {
+            Err(crate::Error::Closed) => {}
+            done => core.report("scrub", done),
+        }
+        next = Instant::now() + Duration::from_secs(3600);
+    }
+}
+
+fn seal_loop(core: &Arc<Core>) {
     let mut last_commit = Instant::now();
     loop {
         let epoch = {
@@ -78,7 +104,7 @@ fn seal_loop(core: &Core) {
     }
 }
 
-fn reclaim_loop(core: &Core) {
+fn reclaim_loop(core: &Arc<Core>) {
     loop {
         let (remove, reclaim) = {
             let mut work = core.work.lock();

@@ -14,6 +14,7 @@ use crate::backend::{DeleteReport, HeightQuery, SnapshotInfo, SnapshotOptions, S
 use crate::diff::Change;
 use crate::error::Error;
 use crate::types::Height;
+use crate::verify::{Activity, ScrubResult, VerifyReport};
 
 pub mod client;
 pub mod offline;
@@ -102,6 +103,10 @@ pub enum Request {
         #[serde(with = "wire_path::option", default)]
         path: Option<PathBuf>,
     },
+    /// Read everything back, or what one height shows.
+    Verify {
+        height: Option<Height>,
+    },
     /// Wait until the background work that is due is done.
     Settle,
     /// Unmount: flush, detach, close. Answered when everything is durable and the mount is gone.
@@ -119,6 +124,7 @@ pub enum Reply {
     Switched(SwitchReport),
     Deleted(DeleteReport),
     Diff(Vec<Change>),
+    Verified(VerifyReport),
     Done,
 }
 
@@ -170,6 +176,10 @@ pub struct Status {
     pub memory_bytes: Option<u64>,
     /// What could not be set up at the mount, in words (for example without root).
     pub limits: Vec<String>,
+    /// A verification that is going on.
+    pub verifying: Option<Activity>,
+    /// What the last scrub has found.
+    pub scrub: Option<ScrubResult>,
     /// The latest error of the background work.
     pub last_error: Option<String>,
 }

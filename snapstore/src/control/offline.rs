@@ -6,6 +6,7 @@ use super::{Failure, FailureKind, Reply, Request, Verbs, verbs};
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::locate::Located;
+use crate::progress::{Progress, Silent};
 
 /// Answers for a store that is not mounted.
 ///
@@ -13,12 +14,18 @@ use crate::locate::Located;
 pub struct Offline {
     backend: Arc<dyn Backend>,
     located: Located,
+    progress: Box<dyn Progress>,
 }
 
 impl Offline {
     /// Answers with this backend, opened for the data dir `located`.
     pub fn new(backend: Arc<dyn Backend>, located: Located) -> Offline {
-        Offline { backend, located }
+        Offline { backend, located, progress: Box::new(Silent) }
+    }
+
+    /// Tells of the progress of long work.
+    pub fn telling(self, progress: Box<dyn Progress>) -> Offline {
+        Offline { progress, ..self }
     }
 
     /// The requests that [`verbs::answer`] leaves to a mount or to us.
@@ -52,7 +59,7 @@ impl Verbs for Offline {
             let message = format!("{}: not mounted", self.located.data_dir.display());
             return Err(Failure { kind: FailureKind::Failed, message });
         }
-        match verbs::answer(&*self.backend, &request) {
+        match verbs::answer(&*self.backend, &request, &*self.progress) {
             Some(answer) => answer,
             None => self.own(&request).map_err(Failure::from),
         }

@@ -12,13 +12,19 @@ use crate::backend::{Backend, DeleteReport, HeightQuery, SnapshotInfo, Tree, Vie
 use crate::diff;
 use crate::error::{Error, Result};
 use crate::locate::Located;
+use crate::merkle;
+use crate::progress::Progress;
 use crate::types::{Height, Timestamp};
 
 /// Answers a request that needs nothing but the backend: list, show, delete, hold, release, diff, settle. `None` for
 /// the others (status, snapshot, rollback and its undoing, unmount).
 ///
 /// Before a diff that looks at the live head, a mount must have made the kernel write its dirty pages.
-pub fn answer(backend: &dyn Backend, request: &Request) -> Option<Result<Reply, Failure>> {
+pub fn answer(
+    backend: &dyn Backend,
+    request: &Request,
+    progress: &dyn Progress,
+) -> Option<Result<Reply, Failure>> {
     let result = match request {
         Request::List => backend.snapshots(true).map(Reply::List),
         Request::Show { height } => show(backend, *height),
@@ -26,6 +32,7 @@ pub fn answer(backend: &dyn Backend, request: &Request) -> Option<Result<Reply, 
         Request::Hold { height } => backend.set_held(*height, true).map(Reply::Snapshot),
         Request::Release { height } => backend.set_held(*height, false).map(Reply::Snapshot),
         Request::Diff { a, b, path } => return Some(diff(backend, *a, *b, path.as_deref())),
+        Request::Verify { height } => backend.verify(*height, progress).map(Reply::Verified),
         Request::Settle => backend.settle().map(|()| Reply::Done),
         Request::Status
         | Request::Snapshot { .. }
@@ -61,13 +68,16 @@ pub fn status_base(backend: &dyn Backend, located: &Located) -> Result<Status> {
         panics: 0,
         memory_bytes: None,
         limits: Vec::new(),
+        verifying: backend.activity(),
+        scrub: backend.last_scrub(),
         last_error: backend.last_error(),
     })
 }
 
 /// One snapshot, with its space.
 fn show(backend: &dyn Backend, height: Height) -> Result<Reply> {
-    Ok(Reply::Snapshot(backend.find(HeightQuery::Exact(height))?))
+    let root = Some(merkle::hex(&backend.root_hash(height)?));
+    Ok(Reply::Snapshot(SnapshotInfo { root, ..backend.find(HeightQuery::Exact(height))? }))
 }
 
 /// Waits until a snapshot that was just taken is durable, and tells of it as it is then. One that was deleted or

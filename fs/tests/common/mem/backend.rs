@@ -77,6 +77,7 @@ impl Backend for Mem {
             referenced_bytes: 0,
             exclusive_bytes: 0,
             epoch: EpochId(w.epoch),
+            root: None,
         };
         let passed = gate.pass(&mut || {
             w.epoch += 1;
@@ -180,6 +181,10 @@ impl Backend for Mem {
 
     fn settle(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn verify(&self, _height: Option<Height>, _progress: &dyn Progress) -> Result<VerifyReport> {
+        Ok(VerifyReport::default())
     }
 
     fn last_error(&self) -> Option<String> {

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use snapstore::backend::*;
+use snapstore::progress::Progress;
+use snapstore::verify::VerifyReport;
 use snapstore::*;
 
 const PAGE: u64 = 4096;

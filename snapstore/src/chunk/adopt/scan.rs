@@ -281,6 +281,8 @@ pub(crate) fn layer_row(cursor: &Cursor, name: &OsStr, stat: &Stat) -> LayerRow 
         blocks: stat.blocks,
         visible,
         sealed: true,
+        // Adopting reads no data.
+        summed: false,
         zeroed: Default::default(),
         chunks: None,
     }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{MemTable, Meta, Slot, Value};
-use crate::chunk::database::{CONTROL, ROWS, ReadView, TOUCHED, database, write_row};
+use crate::chunk::database::{
+    CONTROL, ROWS, ReadView, SUMS, TOUCHED, database, put_group, seal_value, write_row,
+};
 use crate::chunk::rows::{Key, KeyKind};
 use crate::error::Result;
 use crate::types::{EpochId, Ino};
@@ -40,7 +42,7 @@ impl Meta {
         source.begin_commit();
         let (closed, upto) = self.close_tables();
         source.sync_promised()?;
-        if closed.iter().all(|t| t.is_empty()) {
+        if closed.iter().all(|t| t.is_empty()) && self.pending_sums.lock().is_empty() {
             self.drop_closed(Vec::new())?;
             source.after_commit();
             return Ok(());
@@ -51,6 +53,10 @@ impl Meta {
             let mut rows = txn.open_table(ROWS).map_err(database)?;
             let mut touched = txn.open_table(TOUCHED).map_err(database)?;
             let mut control = txn.open_table(CONTROL).map_err(database)?;
+            let mut sums = txn.open_table(SUMS).map_err(database)?;
+            for (key, group) in self.pending_sums.lock().take() {
+                put_group(&mut sums, &key, &group)?;
+            }
             for table in &closed {
                 for (key, value) in &table.rows {
                     let encoded;
@@ -73,7 +79,10 @@ impl Meta {
                 }
                 for (name, value) in &table.control {
                     match value {
-                        Some(v) => control.insert(name.as_str(), v.as_slice()).map_err(database)?,
+                        Some(v) => {
+                            let stored = seal_value(name.as_bytes(), v.clone());
+                            control.insert(name.as_str(), stored.as_slice()).map_err(database)?
+                        }
                         None => control.remove(name.as_str()).map_err(database)?,
                     };
                 }
@@ -81,6 +90,7 @@ impl Meta {
         }
         txn.commit().map_err(database)?;
         self.drop_closed(deferred)?;
+        self.pending_sums.lock().written();
         self.committed.fetch_max(upto, Ordering::AcqRel);
         source.after_commit();
         Ok(())

@@ -18,15 +18,19 @@ mod commit;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use redb::{ReadableDatabase, ReadableTable};
 
-use super::database::{CACHE_BYTES, CONTROL, ROWS, ReadView, RowWriter, TOUCHED, database, live};
+use super::database::{
+    CACHE_BYTES, CONTROL, ROWS, ReadView, RowWriter, SUMS, TOUCHED, database, live, open_value, seal_value,
+};
 use super::lineage::Lineage;
-use super::rows::{Key, KeyKind, Row, split_epoch};
+use super::rows::{Key, KeyKind, LayerFile, Row, split_epoch};
+use super::sums::{Group, Pending};
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Ino};
 
@@ -93,19 +97,41 @@ pub(crate) struct Meta {
     /// Whether the head's epoch has any change of its own.
     head_touched: AtomicBool,
     failed: Mutex<Option<String>>,
+    /// Hashes of chunks for the next commit.
+    pending_sums: Mutex<Pending>,
 }
+
+/// The control row that says that a damaged page made redb go back to an older state.
+pub(crate) const OLDER_STATE: &str = "older_state";
 
 impl Meta {
     /// Opens the database, or makes it in an empty file.
     pub(crate) fn open(backend: impl redb::StorageBackend) -> Result<Meta> {
-        let db = redb::Builder::new()
+        // redb trusts a page's insides before it has compared its checksum, and panics when they make no sense.
+        catch_unwind(AssertUnwindSafe(|| Meta::open_whole(backend))).unwrap_or_else(|_| {
+            let detail = "a page makes no sense".to_owned();
+            Err(Error::Damaged { what: "metadata database", detail })
+        })
+    }
+
+    fn open_whole(backend: impl redb::StorageBackend) -> Result<Meta> {
+        let mut db = redb::Builder::new()
             .set_cache_size(CACHE_BYTES)
             .create_with_backend(backend)
             .map_err(database)?;
+        // Every page against its checksum: a damaged one would lead astray without a word. Where it can, redb goes back
+        // to an older state, which may lack what was promised: that is noted, and `open` refuses it.
+        let whole = db.check_integrity().map_err(database)?;
         let txn = db.begin_write().map_err(database)?;
         txn.open_table(ROWS).map_err(database)?;
         txn.open_table(TOUCHED).map_err(database)?;
         txn.open_table(CONTROL).map_err(database)?;
+        txn.open_table(SUMS).map_err(database)?;
+        if !whole {
+            let note = seal_value(OLDER_STATE.as_bytes(), b"1".to_vec());
+            let mut control = txn.open_table(CONTROL).map_err(database)?;
+            control.insert(OLDER_STATE, note.as_slice()).map_err(database)?;
+        }
         txn.commit().map_err(database)?;
         let view = Arc::new(ReadView::new(&db)?);
         Ok(Meta {
@@ -116,6 +142,7 @@ impl Meta {
             committed: AtomicU64::new(0),
             head_touched: AtomicBool::new(false),
             failed: Mutex::new(None),
+            pending_sums: Mutex::default(),
         })
     }
 
@@ -403,6 +430,7 @@ impl Meta {
                 rows: txn.open_table(ROWS).map_err(database)?,
                 touched: txn.open_table(TOUCHED).map_err(database)?,
                 control: txn.open_table(CONTROL).map_err(database)?,
+                sums: txn.open_table(SUMS).map_err(database)?,
             };
             change(&mut writer)?;
         }
@@ -492,9 +520,34 @@ impl Meta {
         for entry in self.view().rows.iter().map_err(database)? {
             let (stored, value) = entry.map_err(database)?;
             let (key, epoch) = split_epoch(stored.value())?;
-            each(&Key::from_bytes(key)?, epoch, live(value.value())?)?;
+            each(&Key::from_bytes(key)?, epoch, live(stored.value(), value.value())?)?;
         }
         Ok(())
+    }
+
+    /// Has the next commit store the hashes of a group. True: a commit is due, as enough wait for one.
+    pub(crate) fn put_sums(&self, key: [u8; 24], group: Group) -> bool {
+        let mut pending = self.pending_sums.lock();
+        pending.put(key, group);
+        pending.is_full()
+    }
+
+    /// The hashes of a group; an empty one when there are none.
+    pub(crate) fn sums(&self, key: &[u8; 24]) -> Result<Arc<Group>> {
+        if let Some(group) = self.pending_sums.lock().get(key) {
+            return Ok(group);
+        }
+        self.view().sums(key).map(Arc::new)
+    }
+
+    /// The stored hashes of a file, group by group; those that wait for a commit are left out.
+    pub(crate) fn for_each_group(
+        &self,
+        ino: Ino,
+        file: LayerFile,
+        each: impl FnMut(u32, &Group) -> Result<()>,
+    ) -> Result<()> {
+        self.view().groups(ino, file, each)
     }
 
     /// The control rows whose names begin with `prefix`.
@@ -505,7 +558,8 @@ impl Meta {
         for entry in table.range::<&str>(prefix..).map_err(database)? {
             let (name, value) = entry.map_err(database)?;
             let Some(rest) = name.value().strip_prefix(prefix) else { break };
-            out.push((rest.to_owned(), value.value().to_vec()));
+            let value = open_value(name.value().as_bytes(), value.value())?.to_vec();
+            out.push((rest.to_owned(), value));
         }
         Ok(out)
     }

@@ -1,0 +1,194 @@
+//! A flipped bit anywhere in a store is found or harmless: never a panic, a hang, or other data than before.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use snapstore::backend::{
+    Backend, FileWrite, Head, HeightQuery, NewInode, SnapshotOptions, Times, Tree, XattrMode,
+};
+use snapstore::chunk::{OpenOptions, create_empty, open};
+use snapstore::progress::Silent;
+use snapstore::{Error, FileKind, Height, Ino};
+
+const OPTIONS: OpenOptions = OpenOptions { no_background: true };
+
+/// xorshift64*: which bits are flipped follows from a seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % most
+    }
+}
+
+fn create(head: &dyn Head, parent: Ino, name: &str, kind: FileKind) -> Ino {
+    let target: &[u8] = if kind == FileKind::Symlink { b"somewhere" } else { b"" };
+    let new = NewInode { kind, mode: 0o755, umask: 0, uid: 1, gid: 2, rdev: 0, target };
+    head.create(parent, OsStr::new(name), &new).unwrap().ino
+}
+
+fn write(head: &dyn Head, ino: Ino) -> Arc<dyn FileWrite> {
+    head.open_write(ino, Times::Touch).unwrap()
+}
+
+/// A store with some history: overwritten, truncated, punched, deleted and folded; one head that was left.
+fn build(store: &Path) {
+    create_empty(store, Path::new("/data")).unwrap();
+    let (backend, _) = open(store, &OPTIONS).unwrap();
+    let head = backend.head();
+    let dir = create(&*head, Ino::ROOT, "dir", FileKind::Directory);
+    create(&*head, dir, "link", FileKind::Symlink);
+    let file = create(&*head, dir, "file", FileKind::Regular);
+    head.set_xattr(file, OsStr::new("user.k"), b"value", XattrMode::Set).unwrap();
+    for height in 1..=8u64 {
+        for n in 0..height * 3 {
+            let at = (n * 7 + height) % 60;
+            write(&*head, file).write_at(&vec![(height * 16 + n) as u8; 4096], at * 4096).unwrap();
+        }
+        let other = create(&*head, dir, &format!("file {height}"), FileKind::Regular);
+        write(&*head, other).write_at(format!("written at {height}").as_bytes(), 10).unwrap();
+        backend.snapshot(Height(height), &SnapshotOptions::default()).unwrap();
+        backend.settle().unwrap();
+    }
+    backend.delete(&[Height(3), Height(4)], false).unwrap();
+    backend.settle().unwrap();
+    backend.rollback(HeightQuery::Exact(Height(7)), &[], false).unwrap();
+    let head = backend.head();
+    write(&*head, file).write_at(b"after the rollback", 0).unwrap();
+    backend.snapshot(Height(9), &SnapshotOptions::default()).unwrap();
+    backend.settle().unwrap();
+    backend.close().unwrap();
+}
+
+/// Everything that a tree shows.
+fn read(tree: &dyn Tree, dir: Ino, path: &str, into: &mut BTreeMap<String, Vec<u8>>) -> Result<(), Error> {
+    for entry in tree.read_dir(dir)? {
+        let path = format!("{path}/{}", entry.name.to_string_lossy());
+        let attr = tree.get_attr(entry.ino)?;
+        let mut shown =
+            format!("{:?} {:o} {} {} {:?}", attr.kind, attr.mode, attr.uid, attr.size, attr.mtime)
+                .into_bytes();
+        for name in tree.list_xattr(entry.ino)? {
+            shown.extend(tree.get_xattr(entry.ino, &name)?);
+        }
+        match entry.kind {
+            FileKind::Directory => read(tree, entry.ino, &path, into)?,
+            FileKind::Symlink => shown.extend(tree.read_link(entry.ino)?),
+            _ => {
+                let file = tree.open(entry.ino)?;
+                let mut content = vec![0; file.len()? as usize];
+                let got = file.read_at(&mut content, 0)?;
+                content.truncate(got);
+                shown.extend(content);
+            }
+        }
+        into.insert(path, shown);
+    }
+    Ok(())
+}
+
+type Shown = BTreeMap<Option<u64>, BTreeMap<String, Vec<u8>>>;
+
+/// What each height and the live head show; those that cannot be read are left out.
+fn everything(backend: &dyn Backend) -> (Shown, u64) {
+    let (mut shown, mut errors) = (Shown::new(), 0);
+    let mut note = |height, tree: &dyn Tree| {
+        let mut files = BTreeMap::new();
+        match read(tree, Ino::ROOT, "", &mut files) {
+            Ok(()) => drop(shown.insert(height, files)),
+            Err(_) => errors += 1,
+        }
+    };
+    for height in backend.heights() {
+        match backend.view(HeightQuery::Exact(height)) {
+            Ok(view) => note(Some(height.0), &*view.tree),
+            Err(_) => panic!("a height that is listed is there"),
+        }
+    }
+    note(None, &*backend.head());
+    (shown, errors)
+}
+
+/// All files of a store but those that say nothing.
+fn files(store: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![store.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => open.push(path),
+                false if path.metadata().unwrap().len() > 0 && !path.ends_with("lock") => found.push(path),
+                false => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_flipped_bit_is_found_or_harmless() {
+    let tries = if std::env::var_os("TMFS_LONG").is_some() { 5000 } else { 150 };
+    let work = tempfile::tempdir().unwrap();
+    let (store, hurt) = (work.path().join("store"), work.path().join("hurt"));
+    build(&store);
+    let (backend, _) = open(&store, &OPTIONS).unwrap();
+    let (right, errors) = everything(&*backend);
+    assert_eq!((right.len(), errors), (7, 0), "heights 1, 2, 5, 6, 7, 9 and the live head");
+    backend.close().unwrap();
+    drop(backend);
+    let mut random = Random(20_261_122);
+    let (mut refused, mut unreadable, mut harmless) = (0, 0, 0);
+    for attempt in 0..tries {
+        if hurt.exists() {
+            std::fs::remove_dir_all(&hurt).unwrap();
+        }
+        let copied = Command::new("cp").arg("-a").args([&store, &hurt]).status().unwrap();
+        assert!(copied.success());
+        let files = files(&hurt);
+        // The metadata every other time: it is where a bit can do most.
+        let file = match attempt % 2 {
+            0 => hurt.join("meta/meta.redb"),
+            _ => files[random.below(files.len() as u64) as usize].clone(),
+        };
+        let at = random.below(file.metadata().unwrap().len());
+        let bit = random.below(8);
+        let opened = std::fs::File::options().read(true).write(true).open(&file).unwrap();
+        let mut byte = [0];
+        opened.read_exact_at(&mut byte, at).unwrap();
+        opened.write_all_at(&[byte[0] ^ 1 << bit], at).unwrap();
+        let what = format!("try {attempt}: bit {bit} of byte {at} of {}", file.display());
+
+        let Ok((backend, _)) = open(&hurt, &OPTIONS) else {
+            refused += 1;
+            continue;
+        };
+        let (shown, errors) = everything(&*backend);
+        let found = backend.verify(None, &Silent);
+        for (height, files) in &shown {
+            assert!(right.get(height) == Some(files), "{what}: {height:?} shows something else");
+        }
+        assert_eq!(shown.len() as u64 + errors, right.len() as u64, "{what}: heights went missing");
+        match errors {
+            0 => harmless += 1,
+            _ => {
+                unreadable += 1;
+                let found = found.is_err() || !found.unwrap().damaged.is_empty();
+                assert!(found, "{what}: reading fails, and verify finds nothing");
+            }
+        }
+        drop(backend);
+    }
+    eprintln!(
+        "{tries} bits flipped: {refused} refused at opening, {unreadable} unreadable, {harmless} harmless, 0 wrong"
+    );
+    assert!(unreadable > 0 && refused + harmless > 0, "the flips hit nothing");
+}

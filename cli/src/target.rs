@@ -65,8 +65,6 @@ fn choose(
 
 /// A directory that was named and must be there: absolute, without symlinks.
 pub fn existing(path: &Path) -> anyhow::Result<PathBuf> {
-    // A crash may have come between the two renames by which it is adopted or ejected.
-    snapstore::chunk::put_back(path, None)?;
     let missing = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => {
             failure(FailureKind::Failed, format!("{}: no such directory", path.display()))

@@ -131,10 +131,10 @@ pub fn mount(backend: Arc<dyn Backend>, mut options: MountOptions) -> Result<Arc
     Ok(mounted)
 }
 
-/// Enough that a few slow syncs leave workers free for a barrier's writes.
+/// Enough that slow syncs, and changes that wait for a cut, leave workers free for a barrier's writes.
 fn default_threads() -> usize {
     let processors = thread::available_parallelism().map_or(2, usize::from);
-    (2 * processors).clamp(8, 32)
+    (4 * processors).clamp(16, 64)
 }
 
 /// Mounts an empty connection: directly where we may, else through the helper. With what that leaves out, in words.

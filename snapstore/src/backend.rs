@@ -41,6 +41,11 @@ pub trait Tree: Send + Sync {
     fn open(&self, ino: Ino) -> Result<Arc<dyn FileRead>>;
     /// Space of the file system below.
     fn stat_fs(&self) -> Result<StatFs>;
+    /// A mark of a file's content: two trees of one backend in which a file has the same mark show the same content.
+    /// Different marks say nothing; `None`: there are no marks.
+    fn content_mark(&self, _ino: Ino) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 /// The content of a regular file of a [`Tree`].

@@ -178,7 +178,7 @@ impl<'a> Walk<'a> {
             FileKind::CharDevice | FileKind::BlockDevice => a.rdev == b.rdev,
             FileKind::Symlink => self.a.read_link(a.ino)? == self.b.read_link(b.ino)?,
             FileKind::Regular if a.size != b.size => false,
-            FileKind::Regular if self.is_untouched(a, b) => true,
+            FileKind::Regular if self.is_untouched(a, b)? => true,
             FileKind::Regular => {
                 let (a, b) = (self.a.open(a.ino)?, self.b.open(b.ino)?);
                 same_bytes(&*a, &*b, &mut self.buffers)?
@@ -186,10 +186,16 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Whether the attributes alone prove that the file was not written between the two trees.
-    fn is_untouched(&self, a: &Attr, b: &Attr) -> bool {
+    /// Whether it is certain without reading that the file was not written between the two trees.
+    fn is_untouched(&self, a: &Attr, b: &Attr) -> Result<bool> {
+        if a.ino != b.ino {
+            return Ok(false);
+        }
+        if let (Some(a), Some(b)) = (self.a.content_mark(a.ino)?, self.b.content_mark(b.ino)?) {
+            return Ok(a == b);
+        }
         let settled = self.settled.is_none_or(|settled| a.ctime < settled);
-        settled && (a.ino, a.mtime, a.ctime) == (b.ino, b.mtime, b.ctime)
+        Ok(settled && (a.mtime, a.ctime) == (b.mtime, b.ctime))
     }
 
     fn same_attributes(&self, a: &Attr, b: &Attr, with_times: bool) -> Result<bool> {

@@ -88,10 +88,18 @@ fn near(data_dir: &Path, marked: Option<&Path>) -> Vec<PathBuf> {
     [place::beside(data_dir), moved_along(), Some(place::inside(data_dir))].into_iter().flatten().collect()
 }
 
-/// Whether the marker in a data dir names this store.
+/// Whether a data dir uses this store, by its marker as far as it can be read.
 fn names(data_dir: &Path, store: &Path) -> bool {
     let marked = place::open_dir(data_dir).and_then(|dir| marker::read(dir.as_fd()));
-    matches!(marked, Ok(Some(named)) if named == store)
+    match marked {
+        Ok(Some(named)) => named == store,
+        // Mounted, its marker is covered.
+        Ok(None) => {
+            crate::mountinfo::at(data_dir).is_ok_and(|mount| mount.is_some_and(|m| m.kind == "fuse.tmfs"))
+        }
+        // One that cannot be looked into may well use it.
+        Err(e) => e.kind() != std::io::ErrorKind::NotFound,
+    }
 }
 
 /// Whether another data dir is there that uses this store.

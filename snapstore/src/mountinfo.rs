@@ -81,19 +81,18 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A mount point in `/etc/fstab`, as its text has it: whether one of its lines names `path`.
-pub fn is_in_fstab(fstab: &[u8], path: &Path) -> bool {
-    let named = |line: &[u8]| {
+/// Where `/etc/fstab`, whose text this is, mounts something at boot that is not tmfs.
+pub fn points_in_fstab(fstab: &[u8]) -> Vec<PathBuf> {
+    let point = |line: &[u8]| {
         let mut fields = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
         let source = fields.next().filter(|source| !source.starts_with(b"#"))?;
         let point = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
-        let kind = fields.next()?;
-        // Our own line says that tmfs is to be mounted here, not that something else is to be there first.
-        let ours = kind == b"tmfs" || kind == b"fuse.tmfs" || source == b"tmfs";
-        // A slash at the end makes no difference.
-        Some(!ours && point.components().eq(path.components()))
+        let (kind, options) = (fields.next()?, fields.next().unwrap_or_default());
+        let ours = kind == b"tmfs" || kind == b"fuse.tmfs" || source.starts_with(b"tmfs");
+        let at_boot = !options.split(|byte| *byte == b',').any(|option| option == b"noauto");
+        (!ours && at_boot && point.is_absolute()).then_some(point)
     };
-    fstab.split(|byte| *byte == b'\n').any(|line| named(line) == Some(true))
+    fstab.split(|byte| *byte == b'\n').filter_map(point).collect()
 }
 
 #[cfg(test)]
@@ -148,11 +147,8 @@ garbage";
     fn lines_of_fstab() {
         let fstab =
             b"# /dev/sda1 /old ext4\n\nUUID=7 / ext4 defaults 0 1\n/dev/sdb\t/srv/my\\040data/ xfs rw 0 2\n\
-            tmfs /srv/node tmfs rw\nfoo /srv/other fuse.tmfs x\n";
-        assert!(is_in_fstab(fstab, Path::new("/srv/my data")));
-        assert!(is_in_fstab(fstab, Path::new("/")));
-        for other in ["/old", "/srv", "/srv/my data/x", "/srv/node", "/srv/other"] {
-            assert!(!is_in_fstab(fstab, Path::new(other)), "{other}");
-        }
+            tmfs /srv/node tmfs rw\nfoo /srv/other fuse.tmfs x\n/dev/sdc /mnt ext4 rw,noauto 0 0\n\
+            /dev/sdd none swap sw 0 0\ntmfs#x /y fuse rw\n";
+        assert_eq!(points_in_fstab(fstab), [Path::new("/"), Path::new("/srv/my data")]);
     }
 }

@@ -24,6 +24,7 @@ pub struct Args {
 
 /// Ejects.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    chunk::put_back(&args.dir, None)?;
     let data_dir = target::existing(&args.dir)?;
     let dir = format::path(&data_dir);
     let located = match target::state(&data_dir, None)? {

@@ -136,14 +136,19 @@ fn adopt(data_dir: &Path, store: Option<&Path>, choice: Option<&str>) -> anyhow:
 /// Refuses to take over the empty place where a volume belongs that is not mounted now: its data would be hidden.
 fn refuse_unmounted_volume(data_dir: &Path) -> anyhow::Result<()> {
     let Ok(fstab) = std::fs::read("/etc/fstab") else { return Ok(()) };
-    let mounted = mountinfo::at(data_dir).context("cannot list the mounts")?.is_some();
-    if mounted || !mountinfo::is_in_fstab(&fstab, data_dir) {
-        return Ok(());
+    let mounts = mountinfo::read().context("cannot list the mounts")?;
+    for point in mountinfo::points_in_fstab(&fstab) {
+        let at = point.canonicalize().unwrap_or(point);
+        if data_dir.starts_with(&at) && !mounts.iter().any(|mount| mount.point == at) {
+            let (dir, at) = (data_dir.display(), at.display());
+            let message = format!(
+                "{dir}: /etc/fstab mounts a volume at {at}, which is not mounted now; `mount {at}` first (or mark that \
+                 line noauto)"
+            );
+            return Err(failure(FailureKind::Failed, message));
+        }
     }
-    let dir = data_dir.display();
-    let message =
-        format!("{dir}: /etc/fstab mounts a volume here, which is not mounted now; `mount {dir}` first");
-    Err(failure(FailureKind::Failed, message))
+    Ok(())
 }
 
 /// Refuses to take over files that a process has open: it would go on with them beside the mount.

@@ -20,8 +20,16 @@ pub struct Wanted {
     pub writeback: bool,
 }
 
-/// Asks for all that is good to have. Gives back what is missing and matters, in words.
-pub fn negotiate(config: &mut KernelConfig, wanted: Wanted) -> Vec<String> {
+/// What came of it.
+pub struct Agreed {
+    /// The kernel caches writes.
+    pub writeback: bool,
+    /// What is missing and matters, in words.
+    pub limits: Vec<String>,
+}
+
+/// Asks for all that is good to have.
+pub fn negotiate(config: &mut KernelConfig, wanted: Wanted) -> Agreed {
     let mut limits = Vec::new();
     // One at a time: asking for a set that is not offered in full adds nothing of it.
     for flag in [
@@ -46,7 +54,8 @@ pub fn negotiate(config: &mut KernelConfig, wanted: Wanted) -> Vec<String> {
     if config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
         limits.push("this kernel's FUSE has no POSIX ACLs".to_owned());
     }
-    if wanted.writeback && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_err() {
+    let writeback = wanted.writeback && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_ok();
+    if wanted.writeback && !writeback {
         limits.push("this kernel's FUSE has no write-back cache: each write goes through at once".to_owned());
     }
     // Each of these answers with the largest value it takes.
@@ -58,5 +67,5 @@ pub fn negotiate(config: &mut KernelConfig, wanted: Wanted) -> Vec<String> {
     }
     let _ = config.set_max_background(MAX_BACKGROUND);
     let _ = config.set_congestion_threshold(CONGESTION);
-    limits
+    Agreed { writeback, limits }
 }

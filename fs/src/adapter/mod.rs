@@ -111,7 +111,11 @@ const FROZEN_DIRECTORY: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFla
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.mounted.add_limits(init::negotiate(config, self.wanted));
+        let agreed = init::negotiate(config, self.wanted);
+        if !agreed.writeback {
+            self.mounted.tree.writes_go_through();
+        }
+        self.mounted.add_limits(agreed.limits);
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use snapstore::backend::{Allocate, FileRead, Seek, SetAttr, Times};
 use snapstore::{FileKind, Ino, MAX_FILE_SIZE};
@@ -37,7 +38,8 @@ impl Entered<'_> {
                 if truncating {
                     self.tree.order.change();
                     let drop_privileges = caller.uid != 0;
-                    let times = self.tree.times();
+                    // Opened for reading, nobody flushes the kernel's times before a cut.
+                    let times = if writing { self.tree.times() } else { Times::Touch };
                     let set = SetAttr { size: Some(0), drop_privileges, times, ..SetAttr::default() };
                     self.head().set_attr(ino, &set)?;
                 }
@@ -111,7 +113,7 @@ impl MountTree {
 
     /// Who keeps the times of files whose content changes.
     pub(super) fn times(&self) -> Times {
-        if self.options.writeback { Times::Keep } else { Times::Touch }
+        if self.writeback.load(Ordering::Relaxed) { Times::Keep } else { Times::Touch }
     }
 
     /// Refuses a handle of a head that was left.
@@ -189,6 +191,7 @@ impl MountTree {
         let len = len.min(COPY_MAX);
         let file = writable(&target)?;
         within_limit(to.1, len)?;
+        self.order.change();
         Ok(file.file.copy_from(readable(&source)?, from.1, to.1, len)? as u32)
     }
 

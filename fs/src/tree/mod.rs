@@ -28,7 +28,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -111,6 +111,8 @@ pub struct MountTree {
     pub(crate) flushers: Mutex<HashSet<u32>>,
     /// Keeps changes of names and sizes in order with what the kernel caches.
     pub(crate) order: Order,
+    /// Whether the kernel caches writes: as was agreed with it.
+    writeback: AtomicBool,
     options: TreeOptions,
     mounted: Timestamp,
     /// `live.serial`, to be read without entering.
@@ -153,6 +155,7 @@ impl MountTree {
             views: Views::default(),
             flushers: Mutex::default(),
             order: Order::new(options.workers),
+            writeback: AtomicBool::new(options.writeback),
             options,
             mounted: Timestamp::now(),
             serial: AtomicU64::new(live.serial),
@@ -195,6 +198,11 @@ impl MountTree {
     /// The tag of the live head's nodes.
     pub(crate) fn live_tag(&self) -> Tag {
         self.live.read().tag
+    }
+
+    /// The kernel does not cache writes after all.
+    pub(crate) fn writes_go_through(&self) {
+        self.writeback.store(false, Ordering::Relaxed);
     }
 
     /// The live head, for work that is no request.

@@ -66,6 +66,16 @@ impl Lookup<'_> {
         })
     }
 
+    /// The epoch of a file's newest layer: none of an older one is ever written. 0: it has none.
+    pub(crate) fn newest_layer(&self, ino: Ino) -> Result<Option<u64>> {
+        let mut newest = 0;
+        self.core.meta.versions(self.lineage, &Key::layer(ino), |epoch, _| {
+            newest = epoch.0;
+            Ok(true)
+        })?;
+        Ok(Some(newest))
+    }
+
     /// Size, space and last write of a regular file.
     fn extent(&self, ino: Ino) -> Result<Extent> {
         let mut extent = Extent::default();
@@ -212,6 +222,10 @@ macro_rules! tree_by_lookup {
 
         fn list_xattr(&self, ino: Ino) -> Result<Vec<OsString>> {
             self.$with(|l| l.xattr_names(ino))
+        }
+
+        fn content_mark(&self, ino: Ino) -> Result<Option<u64>> {
+            self.$with(|l| l.newest_layer(ino))
         }
     };
 }

@@ -5,7 +5,6 @@
 //! shows of which file system is known. So nothing is asked of any file.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,33 +29,40 @@ struct Site {
 pub(super) struct Aliases {
     dir: PathBuf,
     site: Option<Site>,
-    by_namespace: HashMap<OsString, Vec<Alias>>,
+    /// By mount namespace and root directory.
+    known: HashMap<(PathBuf, PathBuf), Vec<Alias>>,
 }
 
 impl Aliases {
     /// The names of `dir`, which is absolute and free of symlinks.
     pub fn new(dir: &Path) -> Aliases {
         let site = mountinfo::read().ok().and_then(|mounts| site(&mounts, dir));
-        Aliases { dir: dir.to_owned(), site, by_namespace: HashMap::new() }
+        Aliases { dir: dir.to_owned(), site, known: HashMap::new() }
     }
 
     /// The names that a process has for it. Its plain name is one of them, unless the process has another namespace.
-    pub fn of(&mut self, pid: u32) -> &[Alias] {
+    pub fn of(&mut self, pid: u32) -> Vec<Alias> {
+        let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}"));
         let own = fs::read_link("/proc/self/ns/mnt").unwrap_or_default();
         // One that cannot be looked into at all is read as one of ours.
-        let namespace = fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap_or_else(|_| own.clone());
-        let (dir, site) = (&self.dir, &self.site);
-        self.by_namespace.entry(namespace.clone().into_os_string()).or_insert_with(|| {
-            let same = namespace == own;
-            let mounts = if same { mountinfo::read() } else { mountinfo::read_of(pid) };
-            let found = site.as_ref().zip(mounts.ok()).map(|(site, mounts)| aliases(&mounts, site, dir));
-            let mut found = found.unwrap_or_default();
-            let plain = Alias { alias: dir.clone(), stands_for: dir.clone() };
-            if same && !found.contains(&plain) {
-                found.push(plain);
-            }
-            found
-        })
+        let namespace = link("ns/mnt").unwrap_or_else(|_| own.clone());
+        let same = namespace == own;
+        let key = (namespace, if same { PathBuf::new() } else { link("root").unwrap_or_default() });
+        if let Some(known) = self.known.get(&key) {
+            return known.clone();
+        }
+        let mounts = if same { mountinfo::read() } else { mountinfo::read_of(pid) };
+        let found = self.site.as_ref().zip(mounts.as_ref().ok());
+        let mut found = found.map_or_else(Vec::new, |(site, mounts)| aliases(mounts, site, &self.dir));
+        let plain = Alias { alias: self.dir.clone(), stands_for: self.dir.clone() };
+        if same && !found.contains(&plain) {
+            found.push(plain);
+        }
+        // A process that has just ended tells nothing about the others there.
+        if mounts.is_ok() {
+            self.known.insert(key, found.clone());
+        }
+        found
     }
 }
 
@@ -76,7 +82,10 @@ fn aliases(mounts: &[Mount], site: &Site, dir: &Path) -> Vec<Alias> {
         let below = mount.root.strip_prefix(&site.path).ok()?;
         Some(Alias { alias: mount.point.clone(), stands_for: dir.join(below) })
     };
-    mounts.iter().filter(|mount| mount.device == site.device).filter_map(alias).collect()
+    let seen = |mount: &Mount, alias: &Path| mountinfo::holding(mounts, alias) == Some(mount);
+    let there = mounts.iter().filter(|mount| mount.device == site.device);
+    // What another mount covers is no name.
+    there.filter_map(|mount| alias(mount).filter(|alias| seen(mount, &alias.alias))).collect()
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ pub fn open_files(dir: &Path, writable_only: bool) -> Vec<OpenFile> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| *pid != own)
-        .flat_map(|pid| open_files_of(pid, aliases.of(pid), writable_only))
+        .flat_map(|pid| open_files_of(pid, &aliases.of(pid), writable_only))
         .collect();
     found.sort_by(|a, b| (a.pid, &a.path).cmp(&(b.pid, &b.path)));
     found

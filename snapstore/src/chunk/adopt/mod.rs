@@ -17,6 +17,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -293,28 +294,51 @@ fn sync_above(path: &Path) -> Result<()> {
 pub(crate) fn put_back(data_dir: &Path, store: Option<&Path>) -> Result<()> {
     let absolute = std::path::absolute(data_dir).map_err(Error::io("find", data_dir))?;
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else { return Ok(()) };
-    if absolute.symlink_metadata().is_ok() {
-        return Ok(());
+    match absolute.symlink_metadata() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        _ => return Ok(()),
     }
     let Ok(parent) = parent.canonicalize() else { return Ok(()) };
     let path = parent.join(name);
     let candidates = [store.map(place::store_path).transpose()?, place::beside(&path)];
     for store in candidates.into_iter().flatten() {
-        let Ok(dir) = place::open_dir(&store) else { continue };
+        let Ok(dir) = own_dir(&store) else { continue };
         let above = place::open_dir(&parent).map_err(Error::io("open", &parent))?;
+        if !matches!(journal::read(dir.as_fd()), Ok(Some(_))) {
+            continue;
+        }
+        let _lock = StoreLock::take(&dir, &store)?;
+        // What is put back must be this path's.
         let from = match journal::read(dir.as_fd())? {
             Some(Journal::AdoptPlanned(Way::Swap)) if take::is_taken(dir.as_fd()).unwrap_or(false) => {
-                take::MARKER
+                let marker = place::open_dir(&store.join(take::MARKER));
+                match marker.and_then(|marker| marker::read(marker.as_fd())) {
+                    Ok(Some(named)) if named == store => take::MARKER,
+                    _ => continue,
+                }
             }
-            Some(Journal::EjectReady(Way::Swap, _)) => eject::TREE,
+            Some(Journal::EjectReady(Way::Swap, _)) => match format::check(&dir, &store) {
+                Ok(format) if format.data_dir == path => eject::TREE,
+                _ => continue,
+            },
             _ => continue,
         };
-        let _lock = StoreLock::take(&dir, &store)?;
         walk::rename_new((dir.as_fd(), OsStr::new(from)), (above.as_fd(), name))
             .map_err(Error::io("put back", &path))?;
         return sync_above(&path);
     }
     Ok(())
+}
+
+/// A directory of ours, no symlink.
+fn own_dir(path: &Path) -> std::io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let dir = nix::fcntl::open(path, flags, Mode::empty())?;
+    let owner = crate::sys::stat_at(dir.as_fd(), OsStr::new(""))?.uid;
+    match owner == nix::unistd::geteuid().as_raw() {
+        true => Ok(dir),
+        false => Err(std::io::ErrorKind::PermissionDenied.into()),
+    }
 }
 
 /// A complete store: what an interrupted eject left is removed, and the marker is as it should be.

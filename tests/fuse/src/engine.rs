@@ -44,6 +44,11 @@ impl Progress {
         !self.ended.load(Ordering::SeqCst) && self.acknowledged() < self.most
     }
 
+    /// The writer ends when what is returned is dropped, in a panic too.
+    pub fn ends(&self) -> EndOnDrop<'_> {
+        EndOnDrop(self)
+    }
+
     /// Transactions acknowledged so far.
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::SeqCst)
@@ -66,7 +71,7 @@ pub fn snapshots_while(mount: &Mount, count: u64, write: impl FnOnce(&Progress) 
     let cuts = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             // Also when the writer panics, the snapshots end.
-            let ended = EndOnDrop(&progress);
+            let ended = progress.ends();
             write(&progress);
             drop(ended);
         });
@@ -92,7 +97,8 @@ pub fn snapshots_while(mount: &Mount, count: u64, write: impl FnOnce(&Progress) 
     cuts
 }
 
-struct EndOnDrop<'a>(&'a Progress);
+/// Ends a writer when it is dropped.
+pub struct EndOnDrop<'a>(&'a Progress);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {

@@ -16,6 +16,7 @@
 //! | [`rocksdb`] | RocksDB through its command line tools |
 //! | [`monerod`] | a real node in regtest |
 //! | [`sample`] | a directory with everything in it that a careless program trips over |
+//! | [`power`] | a disk with a volatile cache, machines on it, and what a power cut leaves |
 //! | [`rng`] | numbers that a seed decides |
 //! | [`skip`] | a skipped test says why and is counted |
 //! | [`sys`] | the few calls that need `unsafe` |
@@ -26,6 +27,7 @@ pub mod model;
 pub mod monerod;
 pub mod mount;
 pub mod ops;
+pub mod power;
 pub mod program;
 pub mod rng;
 pub mod rocksdb;

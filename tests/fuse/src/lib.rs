@@ -13,6 +13,7 @@
 //! | [`model`], [`ops`], [`scenario`] | the reference model, random operations, the driver that runs them everywhere |
 //! | [`databases`] | SQLite, LMDB, redb, LevelDB: how each writes, how a copy is checked |
 //! | [`engine`] | databases that write while snapshots are taken, and what each copy must hold |
+//! | [`victim`] | a database in a process of its own, which loses its disk |
 //! | [`rocksdb`] | RocksDB through its command line tools |
 //! | [`monerod`] | a real node in regtest |
 //! | [`sample`] | a directory with everything in it that a careless program trips over |
@@ -37,6 +38,7 @@ pub mod skip;
 pub mod sys;
 pub mod tree;
 pub mod twin;
+pub mod victim;
 
 /// Whether the long ring was asked for (`TMFS_LONG=1`).
 pub fn long() -> bool {

@@ -132,6 +132,14 @@ fn engine_cuts(below: Below, engine: Engine, seed: u64, cuts: u64) {
                 let acknowledged = progress.acknowledged();
                 machine.mount().snapshot(height);
                 heights.lock().expect("no panic").push((height, acknowledged));
+                // An old one is no longer counted on, and then deleted.
+                let old = {
+                    let mut heights = heights.lock().expect("no panic");
+                    (heights.len() > 8).then(|| heights.remove(0).0)
+                };
+                if let Some(old) = old {
+                    machine.mount().ok(&["delete", &old.to_string()]);
+                }
                 std::thread::sleep(Duration::from_millis(100));
             }
         });

@@ -79,15 +79,12 @@ impl Deed {
             }
             Deed::Names => {
                 fs::create_dir_all(dir.join("names"))?;
+                // The step before may have ended before it removed anything.
+                remove_old(dir, number - 1)?;
                 let mut file = File::create(dir.join("names").join(number.to_string()))?;
                 file.write_all(&content(number))?;
                 file.sync_all()?;
-                if let Some(old) = number.checked_sub(KEPT) {
-                    match fs::remove_file(dir.join("names").join(old.to_string())) {
-                        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                        _ => {}
-                    }
-                }
+                remove_old(dir, number)?;
                 Ok(true)
             }
             Deed::Careless => {
@@ -147,6 +144,14 @@ fn content(number: u64) -> Vec<u8> {
 
 fn record(number: u64) -> Vec<u8> {
     bytes(number, 20 + (number % 7) as usize * 160)
+}
+
+fn remove_old(dir: &Path, number: u64) -> io::Result<()> {
+    let Some(old) = number.checked_sub(KEPT) else { return Ok(()) };
+    match fs::remove_file(dir.join("names").join(old.to_string())) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 fn open_log(dir: &Path, next: u64) -> io::Result<File> {

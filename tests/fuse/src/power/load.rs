@@ -112,6 +112,7 @@ impl<'m> Load<'m> {
             match rng.below(20) {
                 0..2 => self.roll_back(&mut rng),
                 2..4 => self.delete(&mut rng, 0),
+                4 => drop(self.machine.mount().ok(&["delete", "--abandoned"])),
                 _ => self.snapshot(),
             }
             self.delete(&mut rng, HEIGHTS);

@@ -28,6 +28,15 @@ impl Below {
         }
     }
 
+    /// How it is mounted.
+    fn options(self) -> &'static str {
+        match self {
+            Below::Ext4 => "loop",
+            // The copies of one disk have the same name.
+            Below::Xfs => "loop,nouuid",
+        }
+    }
+
     /// The program that makes one.
     pub fn maker(self) -> String {
         format!("mkfs.{}", self.name())
@@ -37,17 +46,15 @@ impl Below {
     pub fn fresh(self) -> Image {
         let work = Work::new();
         let file = work.path().join("image");
-        // The least that mkfs.xfs takes.
-        let size: u64 = match self {
-            Below::Ext4 => 192 << 20,
-            Below::Xfs => 300 << 20,
-        };
+        // mkfs.xfs takes no less than 300 MiB.
+        let size = 512 << 20;
         fs::File::create(&file).and_then(|file| file.set_len(size)).expect("a sparse file");
         let make = program::in_path(&self.maker()).expect("the caller has looked");
         let options: &[&str] = match self {
             Below::Ext4 => &["-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
-            // The disk says that its sectors have 512 bytes; what is written at once are pages.
-            Below::Xfs => &["-q", "-K", "-s", "size=4096"],
+            // With sectors of 512 bytes, which is what the disk writes at once. Told of larger ones, XFS may drop the last
+            // whole record of its log when the record after it is torn within one.
+            Below::Xfs => &["-q", "-K", "-s", "size=512"],
         };
         program::run(Command::new(make).args(options).arg(&file)).ok();
         Image::load(&file).expect("the image is read")
@@ -74,7 +81,7 @@ impl Volume {
         // mount's loop device goes away with the mount.
         program::run(
             Command::new("mount")
-                .args(["-t", below.name(), "-o", "loop"])
+                .args(["-t", below.name(), "-o", below.options()])
                 .arg(served(&volume.work).join(NAME))
                 .arg(root(&volume.work)),
         )

@@ -49,11 +49,6 @@ impl Engine {
         }
     }
 
-    /// Whether what it acknowledges is on the disk. This LevelDB hands a synced write on to the kernel, and no further.
-    pub fn syncs(self) -> bool {
-        self != Engine::LevelDb
-    }
-
     /// How many transactions the copy `dir` holds, after checking it.
     pub fn count(self, dir: &Path) -> u64 {
         match self {

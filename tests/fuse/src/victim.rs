@@ -24,14 +24,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether what it acknowledges is on the disk.
-    pub fn syncs(self) -> bool {
-        match self {
-            Kind::Engine(engine) => engine.syncs(),
-            Kind::RocksDb => true,
-        }
-    }
-
     /// How many transactions `dir` holds, after checking all of it.
     pub fn count(self, dir: &Path) -> u64 {
         match self {

@@ -1,6 +1,9 @@
 //! The daemon is killed at any moment under a database or a node, again and again on the same store: after mounting
 //! again the engine opens, passes its own check and holds all that it had acknowledged, and the heights that were
 //! durable are there and do not change any more.
+//!
+//! LevelDB is not among them: the one that is linked here never syncs a file, so nothing that it acknowledges is on
+//! the disk.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -102,10 +105,7 @@ fn kills(kind: Kind, seed: u64, kills: u64) {
         }
         heights.check(&mount);
         let held = kind.count(&dir);
-        assert!(
-            held >= acknowledged || !kind.syncs(),
-            "{held} are there, {acknowledged} were acknowledged: {what}"
-        );
+        assert!(held >= acknowledged, "{held} are there, {acknowledged} were acknowledged: {what}");
         transactions += held;
         fs::remove_dir_all(&dir).unwrap();
     }
@@ -142,11 +142,6 @@ fn lmdb_with_a_writable_map() {
 #[test]
 fn redb() {
     kills(Kind::Engine(Engine::Redb), 6, by_ring(3, 100));
-}
-
-#[test]
-fn leveldb() {
-    kills(Kind::Engine(Engine::LevelDb), 7, by_ring(3, 100));
 }
 
 /// A node that syncs each block: one that it said to have mined is there after the kill.

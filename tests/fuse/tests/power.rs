@@ -13,7 +13,7 @@ use tmfs_tests::mount::Work;
 use tmfs_tests::power::disk::{Loss, Remains};
 use tmfs_tests::power::image::Image;
 use tmfs_tests::power::ledger::Ledger;
-use tmfs_tests::power::load::Load;
+use tmfs_tests::power::load::{Load, Pace};
 use tmfs_tests::power::volume::{Below, Machine};
 use tmfs_tests::rng::Rng;
 use tmfs_tests::{by_ring, program, skip};
@@ -82,13 +82,13 @@ fn cuts(below: Below, seed: u64, rounds: u64, cuts: u64) {
     for round in 0..rounds {
         let machine = Machine::mounted(below, image);
         let begin = ledger.check(machine.mount()).unwrap_or_else(|wrong| panic!("round {round}: {wrong}"));
-        let load = Load::new(&machine, begin);
+        let load = Load::new(machine.mount(), Pace::CUTS, begin);
         (image, ledger) = std::thread::scope(|scope| {
             let running = load.start(scope, rng.bits());
             let mut last = None;
             for cut in 0..cuts {
                 std::thread::sleep(Duration::from_millis(rng.below(400)));
-                let (remains, promised) = load.cut(&mut rng);
+                let (remains, promised) = load.at_once(|| machine.cut(&mut rng));
                 let evidence =
                     Evidence(&remains, format!("{below:?}, seed {seed}, round {round}, cut {cut}"));
                 let again = restart(below, &remains.image, &mut rng);
@@ -189,12 +189,12 @@ fn a_disk_that_flushes_nothing_is_found_out() {
     let mut rng = Rng::new(6);
     let machine = Machine::mounted(below, below.fresh());
     machine.disk().flush_no_more();
-    let load = Load::new(&machine, Ledger::default());
+    let load = Load::new(machine.mount(), Pace::CUTS, Ledger::default());
     let (remains, promised) = std::thread::scope(|scope| {
         let _running = load.start(scope, rng.bits());
         program::wait_until("a durable height", || load.newest_durable() > 0);
         loop {
-            let (remains, promised) = load.cut(&mut rng);
+            let (remains, promised) = load.at_once(|| machine.cut(&mut rng));
             if remains.loss == Loss::All {
                 return (remains, promised);
             }

@@ -36,14 +36,7 @@ pub enum Deed {
     Rewrite,
 }
 
-/// How many deeds there are.
-pub const DEEDS: usize = 6;
-
 impl Deed {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Deed; DEEDS] =
-        [Deed::Append, Deed::Slots, Deed::Replace, Deed::Names, Deed::Careless, Deed::Rewrite];
-
     /// Takes step `number` in `dir`, which may have been taken in part before. `open` is what the program keeps open
     /// between its steps; `None` after a start. Returns whether this step and all before it are durable.
     pub fn step(self, dir: &Path, number: u64, open: &mut Option<File>) -> io::Result<bool> {

@@ -1,15 +1,29 @@
 //! What has been promised so far, and whether a tree keeps it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::deed::{DEEDS, Deed};
+use super::deed::Deed;
 use crate::mount::Mount;
 use crate::tree::{Tree, With};
 
-/// Where the programs work, in a data dir.
-pub const PLACE: &str = "work";
+/// The programs that are at work, each in a directory of its own.
+pub const PROGRAMS: [Deed; 8] = [
+    Deed::Append,
+    Deed::Slots,
+    Deed::Replace,
+    Deed::Names,
+    Deed::Careless,
+    Deed::Rewrite,
+    Deed::Append,
+    Deed::Names,
+];
+
+/// Where in a tree a program works.
+pub fn place(root: &Path, program: usize) -> PathBuf {
+    root.join(format!("{program} {:?}", PROGRAMS[program]))
+}
 
 /// How far one program has come.
 #[derive(Clone, Copy, Default, Debug)]
@@ -23,7 +37,7 @@ pub struct Steps {
 }
 
 /// How far each program has come.
-pub type All = [Steps; DEEDS];
+pub type All = [Steps; PROGRAMS.len()];
 
 /// A snapshot that was asked for.
 #[derive(Clone, Debug)]
@@ -68,6 +82,23 @@ impl Ledger {
             None => Err(wrong),
         })?;
         Ok(Ledger { now, coming: None, ..*self })
+    }
+
+    /// Whether a view shows what its height was taken of.
+    pub fn check_view(&self, mount: &Mount, number: u64) -> Result<(), String> {
+        let Some(height) = self.now.heights.get(&number) else { return Ok(()) };
+        let most = height.after.unwrap_or(self.now.live);
+        shown(&mount.view(number), |index| (height.before[index].finished, most[index].begun))?;
+        Ok(())
+    }
+
+    /// What holds without a crash: nothing that has finished is lost, synced or not.
+    pub fn without_crash(mut self) -> Ledger {
+        assert!(self.coming.is_none(), "no switch is under way");
+        for steps in &mut self.now.live {
+            steps.synced = steps.finished;
+        }
+        self
     }
 }
 
@@ -117,16 +148,16 @@ impl State {
 }
 
 /// What a program goes on with that found these steps; of those beyond, something may be there.
-fn resumed(found: &[u64; DEEDS], most: &All) -> All {
+fn resumed(found: &[u64; PROGRAMS.len()], most: &All) -> All {
     std::array::from_fn(|deed| Steps { synced: found[deed], finished: found[deed], begun: most[deed].begun })
 }
 
 /// Which step of each program a tree shows, each within its bounds.
-fn shown(root: &Path, bounds: impl Fn(usize) -> (u64, u64)) -> Result<[u64; DEEDS], String> {
-    let mut found = [0; DEEDS];
-    for (index, deed) in Deed::ALL.into_iter().enumerate() {
+fn shown(root: &Path, bounds: impl Fn(usize) -> (u64, u64)) -> Result<[u64; PROGRAMS.len()], String> {
+    let mut found = [0; PROGRAMS.len()];
+    for (index, deed) in PROGRAMS.into_iter().enumerate() {
         let (least, most) = bounds(index);
-        found[index] = deed.shown(&root.join(PLACE), least, most)?;
+        found[index] = deed.shown(&place(root, index), least, most)?;
     }
     Ok(found)
 }

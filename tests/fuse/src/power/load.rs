@@ -1,5 +1,5 @@
-//! Programs at work on a machine: one thread for each [`Deed`], and one that takes snapshots, deletes them, rolls back and
-//! undoes that.
+//! Programs at work on a mount: a thread for each of [`PROGRAMS`], one that takes snapshots, rolls back and undoes that,
+//! one that deletes, and some that read views.
 //!
 //! Whatever is said to be done is entered in the ledger under its lock, and a cut is made under it: so what stood in
 //! the ledger at the cut is exactly what had been promised.
@@ -8,23 +8,57 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::Scope;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::deed::Deed;
-use super::disk::Remains;
-use super::ledger::{Height, Ledger, PLACE};
-use super::volume::Machine;
+use super::ledger::{Height, Ledger, PROGRAMS, place};
+use crate::mount::Mount;
 use crate::rng::Rng;
 use crate::tree::Tree;
 
-/// How many heights are kept.
-const HEIGHTS: usize = 6;
+/// How fast it all goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two snapshots, at most.
+    pub pause: Duration,
+    /// Between two rollbacks, at least.
+    pub rollbacks: Duration,
+    /// How many heights are kept.
+    pub heights: usize,
+    /// How many read views.
+    pub readers: usize,
+    /// Each snapshot is waited for until it is durable.
+    pub durable: bool,
+    /// Each snapshot's tree is read when it is new, and compared at each check.
+    pub trees: bool,
+}
 
-/// The programs of one machine.
+impl Pace {
+    /// Some snapshots a second, each known to the last byte.
+    pub const CUTS: Pace = Pace {
+        pause: Duration::from_millis(150),
+        rollbacks: Duration::from_millis(700),
+        heights: 6,
+        readers: 0,
+        durable: true,
+        trees: true,
+    };
+    /// As much as there can be.
+    pub const STRESS: Pace = Pace {
+        pause: Duration::from_millis(10),
+        rollbacks: Duration::from_secs(2),
+        heights: 40,
+        readers: 4,
+        durable: false,
+        trees: false,
+    };
+}
+
+/// The programs of one mount.
 pub struct Load<'m> {
-    machine: &'m Machine,
+    mount: &'m Mount,
+    pace: Pace,
     ledger: Mutex<Ledger>,
-    /// Held shared during a step; a switch waits for them all.
+    /// Held shared during all that a switch waits for.
     steps: RwLock<()>,
     ended: AtomicBool,
 }
@@ -40,9 +74,17 @@ impl Drop for Running<'_, '_> {
 
 impl<'m> Load<'m> {
     /// Programs that go on from what the ledger says.
-    pub fn new(machine: &'m Machine, ledger: Ledger) -> Load<'m> {
-        fs::create_dir_all(machine.mount().live(PLACE)).expect("the programs' directory");
-        Load { machine, ledger: Mutex::new(ledger), steps: RwLock::new(()), ended: AtomicBool::new(false) }
+    pub fn new(mount: &'m Mount, pace: Pace, ledger: Ledger) -> Load<'m> {
+        for program in 0..PROGRAMS.len() {
+            fs::create_dir_all(place(&mount.dir, program)).expect("a program's directory");
+        }
+        Load {
+            mount,
+            pace,
+            ledger: Mutex::new(ledger),
+            steps: RwLock::new(()),
+            ended: AtomicBool::new(false),
+        }
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -60,17 +102,24 @@ impl<'m> Load<'m> {
         'l: 's,
         'm: 's,
     {
-        for (index, deed) in Deed::ALL.into_iter().enumerate() {
-            scope.spawn(move || self.work(index, deed));
+        for index in 0..PROGRAMS.len() {
+            scope.spawn(move || self.work(index));
         }
-        scope.spawn(move || self.look_after_heights(Rng::new(seed)));
+        let mut rng = Rng::new(seed);
+        for _ in 0..self.pace.readers {
+            let rng = Rng::new(rng.bits());
+            scope.spawn(move || self.read_views(rng));
+        }
+        let (first, second) = (Rng::new(rng.bits()), Rng::new(rng.bits()));
+        scope.spawn(move || self.take_heights(first));
+        scope.spawn(move || self.delete_heights(second));
         Running(self)
     }
 
-    /// What a power cut at this moment leaves, and what had been promised by then.
-    pub fn cut(&self, rng: &mut Rng) -> (Remains, Ledger) {
+    /// Does something in a moment in which nothing is promised; returns what has been promised by then.
+    pub fn at_once<T>(&self, work: impl FnOnce() -> T) -> (T, Ledger) {
         let ledger = self.ledger();
-        (self.machine.cut(rng), ledger.clone())
+        (work(), ledger.clone())
     }
 
     /// The newest height that is durable; 0 when none is.
@@ -80,8 +129,8 @@ impl<'m> Load<'m> {
         durable.map(|(number, _)| *number).last().unwrap_or(0)
     }
 
-    fn work(&self, index: usize, deed: Deed) {
-        let dir = self.machine.mount().live(PLACE);
+    fn work(&self, index: usize) {
+        let (deed, dir) = (PROGRAMS[index], place(&self.mount.dir, index));
         let (mut open, mut switches) = (None, 0);
         while self.goes_on() {
             let _step = self.steps.read().expect("the thread that switches has not panicked");
@@ -106,20 +155,54 @@ impl<'m> Load<'m> {
         }
     }
 
-    fn look_after_heights(&self, mut rng: Rng) {
+    fn take_heights(&self, mut rng: Rng) {
+        let mut rolled_back = Instant::now();
         while self.goes_on() {
-            std::thread::sleep(Duration::from_millis(10 + rng.below(120)));
-            match rng.below(20) {
-                0..2 => self.roll_back(&mut rng),
-                2..4 => self.delete(&mut rng, 0),
-                4 => drop(self.machine.mount().ok(&["delete", "--abandoned"])),
-                _ => self.snapshot(),
+            std::thread::sleep(Duration::from_micros(rng.below(self.pace.pause.as_micros() as u64 + 1)));
+            if rolled_back.elapsed() > self.pace.rollbacks && rng.once_in(5) {
+                self.roll_back(&mut rng);
+                rolled_back = Instant::now();
+            } else {
+                self.snapshot();
             }
-            self.delete(&mut rng, HEIGHTS);
+        }
+    }
+
+    fn delete_heights(&self, mut rng: Rng) {
+        while self.goes_on() {
+            std::thread::sleep(self.pace.pause / 4);
+            let few = rng.once_in(20);
+            self.delete(&mut rng, if few { 0 } else { self.pace.heights });
+            if rng.once_in(100) {
+                // A rollback that is to be undone comes with its undo, alone.
+                let _step = self.steps.read().expect("the thread that switches has not panicked");
+                self.mount.ok(&["delete", "--abandoned"]);
+            }
+        }
+    }
+
+    fn read_views(&self, mut rng: Rng) {
+        while self.goes_on() {
+            std::thread::sleep(Duration::from_millis(1));
+            let _step = self.steps.read().expect("the thread that switches has not panicked");
+            let known = self.ledger().clone();
+            let durable =
+                known.now.heights.iter().filter(|(_, height)| height.after.is_some() && !height.going);
+            let numbers: Vec<u64> = durable.map(|(number, _)| *number).collect();
+            if numbers.is_empty() {
+                continue;
+            }
+            let number = *rng.pick(&numbers);
+            if let Err(wrong) = known.check_view(self.mount, number) {
+                // It may have been deleted meanwhile.
+                let kept = self.ledger().now.heights.get(&number).is_some_and(|height| !height.going);
+                assert!(!kept, "height {number}: {wrong}");
+            }
         }
     }
 
     fn snapshot(&self) {
+        let _step = self.steps.read().expect("this is the thread that switches");
         let number = {
             let mut ledger = self.ledger();
             ledger.newest += 1;
@@ -127,30 +210,43 @@ impl<'m> Load<'m> {
             ledger.now.heights.insert(number, Height { before, after: None, going: false, tree: None });
             number
         };
-        self.machine.mount().snapshot(number);
+        if self.pace.durable {
+            self.mount.snapshot(number);
+        } else {
+            self.mount.ok(&["snapshot", &number.to_string(), "--no-wait"]);
+        }
         {
             let mut ledger = self.ledger();
             let after = Some(ledger.now.live);
             ledger.now.heights.get_mut(&number).expect("entered above").after = after;
         }
-        let tree = Arc::new(Tree::read(&self.machine.mount().view(number)));
-        self.ledger().now.heights.get_mut(&number).expect("entered above").tree = Some(tree);
+        if self.pace.trees {
+            let tree = Arc::new(Tree::read(&self.mount.view(number)));
+            self.ledger().now.heights.get_mut(&number).expect("entered above").tree = Some(tree);
+        }
     }
 
-    /// Deletes one height, unless no more than `kept` are there.
+    /// Deletes one height that is durable, unless no more than `kept` are there.
     fn delete(&self, rng: &mut Rng, kept: usize) {
+        let _step = self.steps.read().expect("the thread that switches has not panicked");
         let number = {
             let mut ledger = self.ledger();
             let heights = &mut ledger.now.heights;
             if heights.len() <= kept {
                 return;
             }
-            let numbers: Vec<u64> = heights.keys().copied().collect();
+            let done =
+                |height: &Height| height.after.is_some() && (!self.pace.trees || height.tree.is_some());
+            let numbers = heights.iter().filter(|(_, height)| done(height)).map(|(number, _)| *number);
+            let numbers: Vec<u64> = numbers.collect();
+            if numbers.is_empty() {
+                return;
+            }
             let number = *rng.pick(&numbers);
             heights.get_mut(&number).expect("just listed").going = true;
             number
         };
-        self.machine.mount().ok(&["delete", &number.to_string()]);
+        self.mount.ok(&["delete", &number.to_string()]);
         self.ledger().now.heights.remove(&number);
     }
 
@@ -165,7 +261,7 @@ impl<'m> Load<'m> {
             }
             (ledger.now.clone(), *rng.pick(&numbers))
         };
-        let mount = self.machine.mount();
+        let mount = self.mount;
         let at = left.at(mount, number).unwrap_or_else(|wrong| panic!("height {number}: {wrong}"));
         self.ledger().coming = Some(at);
         mount.ok(&["rollback", &number.to_string(), "--exact", "--force"]);

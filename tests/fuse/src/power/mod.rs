@@ -16,7 +16,7 @@
 //! | [`volume`] | the machine: loop device, file system, tmfs |
 //! | [`deed`] | what the programs on it do, step by step, and how a step is recognized afterwards |
 //! | [`ledger`] | what has been promised so far, and whether a tree keeps it |
-//! | [`load`] | programs at work, with snapshots, rollbacks and deletions |
+//! | [`load`] | programs at work, with snapshots, rollbacks and deletions; also without any cut, as a stress |
 
 pub mod deed;
 pub mod disk;

@@ -9,13 +9,19 @@ use tmfs_tests::mount::Mount;
 use tmfs_tests::power::ledger::Ledger;
 use tmfs_tests::power::load::{Load, Pace};
 
+/// How long: `TMFS_SECONDS`, else the ring's.
+fn seconds() -> u64 {
+    let asked = std::env::var("TMFS_SECONDS").ok();
+    asked.map_or(by_ring(6, 600), |seconds| seconds.parse().expect("TMFS_SECONDS is a number"))
+}
+
 #[test]
 fn all_at_once() {
     let mount = Mount::empty();
     let load = Load::new(&mount, Pace::STRESS, Ledger::default());
     std::thread::scope(|scope| {
         let _running = load.start(scope, 1);
-        std::thread::sleep(Duration::from_secs(by_ring(6, 600)));
+        std::thread::sleep(Duration::from_secs(seconds()));
     });
     let ((), ledger) = load.at_once(|| ());
     let ledger = ledger.without_crash();

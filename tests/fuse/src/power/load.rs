@@ -159,7 +159,7 @@ impl<'m> Load<'m> {
         let mut rolled_back = Instant::now();
         while self.goes_on() {
             std::thread::sleep(Duration::from_micros(rng.below(self.pace.pause.as_micros() as u64 + 1)));
-            if rolled_back.elapsed() > self.pace.rollbacks && rng.once_in(5) {
+            if rolled_back.elapsed() > self.pace.rollbacks {
                 self.roll_back(&mut rng);
                 rolled_back = Instant::now();
             } else {

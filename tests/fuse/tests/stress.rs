@@ -38,5 +38,5 @@ fn all_at_once() {
     check("after a kill with nothing left to lose");
     let steps: Vec<u64> = ledger.now.live.iter().map(|steps| steps.finished).collect();
     eprintln!("steps {steps:?}, {} snapshots, {} switches", ledger.newest, ledger.switches);
-    assert!(ledger.newest > 20 && ledger.switches > 0, "it was at work");
+    assert!(ledger.newest > 5 && ledger.switches > 0, "it was at work");
 }

@@ -126,7 +126,7 @@ impl<'m> Load<'m> {
     pub fn newest_durable(&self) -> u64 {
         let ledger = self.ledger();
         let durable = ledger.now.heights.iter().filter(|(_, height)| height.after.is_some());
-        durable.map(|(number, _)| *number).last().unwrap_or(0)
+        durable.map(|(number, _)| *number).next_back().unwrap_or(0)
     }
 
     fn work(&self, index: usize) {

@@ -33,3 +33,63 @@ clean_work() {
 tmfs_binary() {
     if [ -n "${TMFS_BIN:-}" ]; then printf '%s\n' "$TMFS_BIN"; else printf '%s\n' "$TARGET/${TMFS_PROFILE:-debug}/tmfs"; fi
 }
+
+# While something else runs on the mount $1: a snapshot about every 50 ms, the last 20 kept; each view's files are read
+# while the next operations run. `end_snapshots` ends it, and says in TAKEN which height was the last.
+SNAPSHOTS=
+begin_snapshots() {
+    local data=$1 tmfs
+    tmfs=$(tmfs_binary)
+    (
+        height=0
+        while :; do
+            height=$((height + 1))
+            "$tmfs" -p "$data" snapshot "$height" --no-wait || exit 1
+            cat "$data/@height/$height/"* > /dev/null 2>&1 || true
+            [ "$height" -le 20 ] || "$tmfs" -p "$data" delete $((height - 20)) > /dev/null || exit 1
+            echo "$height" > "$WORK/height"
+            sleep 0.05
+        done
+    ) > "$WORK/snapshots.log" 2>&1 &
+    SNAPSHOTS=$!
+}
+end_snapshots() {
+    kill -0 "$SNAPSHOTS" 2>/dev/null || { cat "$WORK/snapshots.log" >&2; die "the snapshots ended early"; }
+    kill_snapshots
+    TAKEN=$(cat "$WORK/height")
+    [ "$TAKEN" -ge 10 ] || die "only $TAKEN snapshots were taken during the run"
+    say "${0##*/}: $TAKEN snapshots were taken during the run"
+}
+kill_snapshots() {
+    [ -n "$SNAPSHOTS" ] || return 0
+    kill "$SNAPSHOTS" 2>/dev/null || true
+    wait "$SNAPSHOTS" 2>/dev/null || true
+    SNAPSHOTS=
+}
+
+# Compares two files of "name verdict" lines (pass, fail, skip), sorted: what passes natively ($1) must pass mounted
+# ($2). Exceptions stand in $3, each a name, then "# reason"; one that passes again counts as a failure. `explain NAME`
+# shows what a failed one said.
+compare_verdicts() {
+    local native=$1 mounted=$2 exclusions=$3 status=0 name
+    sed 's/#.*//; s/[[:space:]]*$//; /^$/d' "$exclusions" | sort -u > "$WORK/excluded"
+    # What passes natively and does not pass here, or is not even there.
+    join -a 1 "$native" "$mounted" | awk '$2 == "pass" && $3 != "pass" { print $1 }' | sort -u > "$WORK/worse"
+    while IFS= read -r name; do
+        say "FAIL $name: passes on the file system below"
+        explain "$name" >&2
+        status=1
+    done < <(comm -23 "$WORK/worse" "$WORK/excluded")
+    while IFS= read -r name; do
+        say "FAIL $name: excluded, but it passes now; take it off ${exclusions#"$ROOT"/}"
+        status=1
+    done < <(comm -13 "$WORK/worse" "$WORK/excluded")
+    while IFS= read -r name; do
+        say "SKIP $name: $(grep -F "$name" "$exclusions" | sed 's/.*# *//')"
+    done < <(comm -12 "$WORK/worse" "$WORK/excluded")
+    return "$status"
+}
+count_verdicts() { awk -v what="$1" '$2 == what { n++ } END { print n + 0 }' "$2"; }
+show_verdicts() {
+    say "$1: $(count_verdicts pass "$2") passed, $(count_verdicts fail "$2") failed, $(count_verdicts skip "$2") skipped"
+}

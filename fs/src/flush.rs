@@ -10,6 +10,11 @@
 //! keeping writers out; then `fsync`, which does keep them out but finds little left, sends what came meanwhile and
 //! the file's times. The `fsync` request that reaches us on such a handle is answered at once: it is the kernel that
 //! was to be flushed, not the disk.
+//!
+//! A thread that waits for an answer of our own mount cannot be interrupted, not even by SIGKILL. If the daemon is
+//! killed then, nobody answers any more, and what ends the wait is the end of the connection, which comes when nobody
+//! has `/dev/fuse` open. So these threads have descriptors of their own, without that one: it goes with the others, who
+//! do die at once. Otherwise a killed daemon would hang for ever, and with it every program on the mount.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -53,9 +58,14 @@ impl Mounted {
     /// Has the kernel write back every inode that is open for writing. Never on a thread that answers requests.
     pub(crate) fn flush_writers(&self) -> Result<(), Failure> {
         let writers = self.tree.handles.writers(self.tree.live_tag());
-        let failures = Mutex::new(Vec::new());
-        self.for_each(&writers, |writer| {
-            if let Err(error) = self.flush_inode(writer.id) {
+        let (closed, failures) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+        self.through_mount(&writers, |writer| match self.flush_inode(writer.id) {
+            Ok(true) => {}
+            Ok(false) => closed.lock().push(*writer),
+            Err(error) => failures.lock().push((*writer, error)),
+        });
+        for_each(&closed.into_inner(), |writer| {
+            if let Err(error) = self.write_back(writer.id) {
                 failures.lock().push((*writer, error));
             }
         });
@@ -68,50 +78,38 @@ impl Mounted {
         }
     }
 
-    /// Does something with each of `items`, on a few threads that may reach inodes by number.
-    pub(crate) fn for_each<T: Sync>(&self, items: &[T], work: impl Fn(&T) + Sync) {
-        let next = AtomicUsize::new(0);
-        let worker = || {
-            let _flusher = Flusher::new(&self.tree);
-            while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                work(item);
+    /// Does something with each of `items` that uses the mount: on a few threads that may reach inodes by number, and
+    /// have no part in the connection.
+    pub(crate) fn through_mount<T: Sync>(&self, items: &[T], work: impl Fn(&T) + Sync) {
+        let enter = || {
+            if let Err(error) = sys::leave_fuse() {
+                tracing::warn!(%error, "a thread that uses the mount keeps the connection open");
             }
+            Flusher::new(&self.tree)
         };
-        match items.len() {
-            0 => {}
-            1 => worker(),
-            many => thread::scope(|scope| {
-                for _ in 0..many.min(PARALLEL) {
-                    scope.spawn(worker);
-                }
-            }),
-        }
+        spread(items, enter, work);
     }
 
-    fn flush_inode(&self, id: NodeId) -> io::Result<()> {
+    /// Whether it could be done this way: false for what may not be opened.
+    fn flush_inode(&self, id: NodeId) -> io::Result<bool> {
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(self.path_of(id));
         let result = match opened {
-            Ok(file) => self.sync_pages(&file),
+            Ok(file) => sync_pages(&file).map(|()| true),
             // Closed for good since we listed it, so the kernel has flushed it.
-            Err(_) if !self.tree.handles.is_writer(id) => Ok(()),
+            Err(_) if !self.tree.handles.is_writer(id) => Ok(true),
             // Without root, a file that its owner may not read; or one that somebody holds a lease on.
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::WouldBlock) =>
             {
-                self.write_back(id)
+                Ok(false)
             }
             Err(error) => Err(error),
         };
         self.drop_path_of(id);
         result
-    }
-
-    fn sync_pages(&self, file: &File) -> io::Result<()> {
-        sys::write_and_wait(file)?;
-        file.sync_all()
     }
 
     /// The slow way: dropping cached pages writes them back first.
@@ -131,4 +129,30 @@ impl Mounted {
             writer.id.0, writer.opened_by
         )
     }
+}
+
+fn sync_pages(file: &File) -> io::Result<()> {
+    sys::write_and_wait(file)?;
+    file.sync_all()
+}
+
+/// Does something with each of `items`, on a few threads.
+pub(crate) fn for_each<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
+    spread(items, || (), work);
+}
+
+/// The same on threads of which each calls `enter` first, and keeps what that returns.
+fn spread<T: Sync, G>(items: &[T], enter: impl Fn() -> G + Sync, work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let _entered = enter();
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(item);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..items.len().min(PARALLEL) {
+            scope.spawn(worker);
+        }
+    });
 }

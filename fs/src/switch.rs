@@ -22,6 +22,7 @@ use snapstore::backend::SwitchReport;
 use snapstore::control::Failure;
 use snapstore::procs;
 
+use crate::flush::for_each;
 use crate::kernel::Kernel;
 use crate::mounted::{Mounted, busy};
 use crate::node::NodeId;
@@ -100,12 +101,14 @@ impl Mounted {
     /// Has the kernel drop the inodes of older heads that it still holds.
     fn drop_older(&self, kernel: &dyn Kernel) {
         let held = self.held_when_settled();
-        self.for_each(&held, |id| {
-            // First the pages, mapped ones too; a fault reads through the old handle from now on, which fails.
+        // First the pages, mapped ones too; a fault reads through the old handle from now on, which fails.
+        for_each(&held, |id| {
             if let Err(error) = kernel.forget_content(*id) {
                 tracing::debug!(?id, %error, "content of the old head");
             }
-            // Then the look-up that tells the new generation.
+        });
+        // Then the look-up that tells the new generation.
+        self.through_mount(&held, |id| {
             let _ = self.path_of(*id).symlink_metadata();
             self.drop_path_of(*id);
         });

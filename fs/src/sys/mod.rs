@@ -2,9 +2,12 @@
 
 mod fusermount;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+
+use nix::sched::{CloneFlags, unshare};
 
 pub(crate) use fusermount::mount as mount_by_fusermount;
 
@@ -17,4 +20,24 @@ pub(crate) fn write_and_wait(file: &File) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Gives the calling thread, and it alone, descriptors of its own: all that there are now but those of `/dev/fuse`. What
+/// is opened later is its own, or the other threads'.
+pub(crate) fn leave_fuse() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_FILES)?;
+    let mut connections: Vec<RawFd> = Vec::new();
+    for entry in fs::read_dir("/proc/thread-self/fd")? {
+        let entry = entry?;
+        if fs::read_link(entry.path()).is_ok_and(|file| file == Path::new("/dev/fuse"))
+            && let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+        {
+            connections.push(number);
+        }
+    }
+    for connection in connections {
+        // Not an `OwnedFd`'s any more: that one is in the table which the other threads share.
+        nix::unistd::close(connection)?;
+    }
+    Ok(())
 }

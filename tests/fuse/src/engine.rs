@@ -4,6 +4,8 @@
 //! reads that number, then asks for a snapshot: the copy of that height must open, pass the engine's own check, and
 //! hold at least that many transactions, without a gap.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +22,7 @@ pub struct Progress {
     acknowledged: AtomicU64,
     ended: AtomicBool,
     most: u64,
+    report: Option<File>,
 }
 
 impl Default for Progress {
@@ -31,17 +34,30 @@ impl Default for Progress {
 impl Progress {
     /// The writer ends by itself after `most` transactions.
     pub fn up_to(most: u64) -> Progress {
-        Progress { acknowledged: AtomicU64::new(0), ended: AtomicBool::new(false), most }
+        Progress { acknowledged: AtomicU64::new(0), ended: AtomicBool::new(false), most, report: None }
+    }
+
+    /// Each number is written to `report` as well, for another process to read.
+    pub fn reported_to(report: File) -> Progress {
+        Progress { report: Some(report), ..Progress::default() }
     }
 
     /// Says that transaction `number` was committed.
     pub fn acknowledge(&self, number: u64) {
+        if let Some(report) = &self.report {
+            report.write_all_at(&number.to_le_bytes(), 0).expect("a file that nobody takes away");
+        }
         self.acknowledged.store(number, Ordering::SeqCst);
     }
 
     /// Whether the writer is to go on.
     pub fn go_on(&self) -> bool {
         !self.ended.load(Ordering::SeqCst) && self.acknowledged() < self.most
+    }
+
+    /// The writer ends when what is returned is dropped, in a panic too.
+    pub fn ends(&self) -> EndOnDrop<'_> {
+        EndOnDrop(self)
     }
 
     /// Transactions acknowledged so far.
@@ -66,7 +82,7 @@ pub fn snapshots_while(mount: &Mount, count: u64, write: impl FnOnce(&Progress) 
     let cuts = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             // Also when the writer panics, the snapshots end.
-            let ended = EndOnDrop(&progress);
+            let ended = progress.ends();
             write(&progress);
             drop(ended);
         });
@@ -92,7 +108,8 @@ pub fn snapshots_while(mount: &Mount, count: u64, write: impl FnOnce(&Progress) 
     cuts
 }
 
-struct EndOnDrop<'a>(&'a Progress);
+/// Ends a writer when it is dropped.
+pub struct EndOnDrop<'a>(&'a Progress);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {

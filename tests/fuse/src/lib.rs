@@ -13,9 +13,11 @@
 //! | [`model`], [`ops`], [`scenario`] | the reference model, random operations, the driver that runs them everywhere |
 //! | [`databases`] | SQLite, LMDB, redb, LevelDB: how each writes, how a copy is checked |
 //! | [`engine`] | databases that write while snapshots are taken, and what each copy must hold |
+//! | [`victim`] | a database in a process of its own, which loses its disk |
 //! | [`rocksdb`] | RocksDB through its command line tools |
 //! | [`monerod`] | a real node in regtest |
 //! | [`sample`] | a directory with everything in it that a careless program trips over |
+//! | [`power`] | a disk with a volatile cache, machines on it, and what a power cut leaves |
 //! | [`rng`] | numbers that a seed decides |
 //! | [`skip`] | a skipped test says why and is counted |
 //! | [`sys`] | the few calls that need `unsafe` |
@@ -26,6 +28,7 @@ pub mod model;
 pub mod monerod;
 pub mod mount;
 pub mod ops;
+pub mod power;
 pub mod program;
 pub mod rng;
 pub mod rocksdb;
@@ -35,6 +38,7 @@ pub mod skip;
 pub mod sys;
 pub mod tree;
 pub mod twin;
+pub mod victim;
 
 /// Whether the long ring was asked for (`TMFS_LONG=1`).
 pub fn long() -> bool {

@@ -37,6 +37,9 @@ impl Monerod {
                 "--non-interactive",
                 "--no-zmq",
                 "--no-igd",
+                // What it has answered is on the disk.
+                "--db-sync-mode",
+                "safe:sync:1blocks",
             ])
             .arg("--data-dir")
             .arg(data_dir)
@@ -77,19 +80,23 @@ impl Monerod {
     /// The number of blocks: height + 1, as the first block has height 0.
     #[track_caller]
     pub fn block_count(&self) -> u64 {
-        let answer = self
-            .call("get_block_count", &json!({}))
-            .unwrap_or_else(|| panic!("no answer: {}", self.last_words()));
-        answer["count"].as_u64().expect("a count")
+        self.try_block_count().unwrap_or_else(|| panic!("no answer: {}", self.last_words()))
+    }
+
+    /// The same, unless the node does not answer (any more).
+    pub fn try_block_count(&self) -> Option<u64> {
+        self.call("get_block_count", &json!({}))?["count"].as_u64()
     }
 
     /// The hash of the block at `height`.
     #[track_caller]
     pub fn block_hash(&self, height: u64) -> String {
-        let answer = self
-            .call("on_get_block_hash", &json!([height]))
-            .unwrap_or_else(|| panic!("no answer: {}", self.last_words()));
-        answer.as_str().expect("a hash").to_owned()
+        self.try_block_hash(height).unwrap_or_else(|| panic!("no answer: {}", self.last_words()))
+    }
+
+    /// The same, unless the node does not answer (any more).
+    pub fn try_block_hash(&self, height: u64) -> Option<String> {
+        self.call("on_get_block_hash", &json!([height]))?.as_str().map(str::to_owned)
     }
 
     /// Mines; false when the node does not answer (any more).

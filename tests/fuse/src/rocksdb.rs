@@ -1,7 +1,7 @@
 //! RocksDB through Debian's `ldb` and `db_bench`.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::engine::{Progress, value_of};
 use crate::program;
@@ -56,4 +56,47 @@ pub fn count(dir: &Path) -> u64 {
 #[track_caller]
 pub fn keys(dir: &Path) -> usize {
     program::run(ldb(dir).args(["scan", "--no_value"])).ok().text().lines().count()
+}
+
+/// `db_bench` that puts the keys 0, 1, 2, …, each synced, in tables so small that they are written and merged all the
+/// time. It says on standard error how far it has come.
+pub fn bench(dir: &Path) -> Command {
+    let mut command = Command::new("db_bench");
+    command
+        .args([
+            "--benchmarks=fillseq",
+            "--num=100000000",
+            "--value_size=400",
+            "--sync=1",
+            "--stats_interval=5",
+        ])
+        .args(["--write_buffer_size=200000", "--target_file_size_base=200000"])
+        .arg(format!("--db={}", dir.display()))
+        .stdin(Stdio::null());
+    command
+}
+
+/// How many puts [`bench`] said to have done, in the file that its standard error goes to.
+pub fn bench_progress(said: &Path) -> u64 {
+    let said = std::fs::read_to_string(said).unwrap_or_default();
+    // … thread 0: (5,1950) ops and …
+    let number =
+        |line: &str| line.split_once("thread 0: (")?.1.split_once(',')?.1.split_once(") ops")?.0.parse().ok();
+    said.lines().rev().find_map(number).unwrap_or(0)
+}
+
+/// How many keys what [`bench`] wrote holds, after checking that none is missing before the last.
+pub fn count_bench(dir: &Path) -> u64 {
+    if !dir.join("CURRENT").exists() {
+        return 0;
+    }
+    check(dir);
+    // Reads every value, and so its block's checksum.
+    let outcome = program::run(ldb(dir).arg("scan")).ok();
+    let mut count = 0;
+    for line in outcome.text().lines().filter(|line| line.contains(" : ")) {
+        assert!(line.starts_with(&hex(&u64::to_be_bytes(count))), "a gap before {count}: {}", &line[..40]);
+        count += 1;
+    }
+    count
 }

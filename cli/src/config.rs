@@ -4,6 +4,7 @@
 //! [mount]
 //! cache = "writeback"          # or "through"
 //! show-heights = false
+//! owner-snapshots = false      # let the owner of the data take snapshots by mkdir
 //! store = "/fast/disk/store"   # absolute
 //! backend = "auto"             # or "chunk"
 //! ```
@@ -33,6 +34,7 @@ pub struct Config {
 pub struct Mount {
     pub cache: Option<Cache>,
     pub show_heights: Option<bool>,
+    pub owner_snapshots: Option<bool>,
     pub store: Option<PathBuf>,
     pub backend: Option<Backend>,
 }
@@ -94,10 +96,11 @@ mod tests {
     #[test]
     fn all_keys_and_none() {
         assert_eq!(parse("").unwrap(), Config::default());
-        let text = "[mount]\ncache = 'through'\nshow-heights = true\nstore = '/s'\nbackend = 'chunk'\n";
+        let text = "[mount]\ncache = 'through'\nshow-heights = true\nowner-snapshots = true\nstore = '/s'\nbackend = 'chunk'\n";
         let mount = Mount {
             cache: Some(Cache::Through),
             show_heights: Some(true),
+            owner_snapshots: Some(true),
             store: Some("/s".into()),
             backend: Some(Backend::Chunk),
         };

@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::MsFlags;
@@ -63,7 +64,15 @@ pub struct MountOptions {
     pub store: PathBuf,
     /// Threads that answer requests; default: by the number of processors.
     pub threads: Option<usize>,
+    /// Let the owner of the data take snapshots by `mkdir` below `@height`, who is else refused like everybody but root
+    /// and this process's user.
+    pub owner_snapshots: bool,
+    /// A request that takes longer than this is told of in the log and in the status.
+    pub slow_request: Duration,
 }
+
+/// The usual [`MountOptions::slow_request`]: far above what a busy disk needs.
+pub const SLOW_REQUEST: Duration = Duration::from_secs(30);
 
 /// Why a mount failed.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +119,11 @@ pub fn mount(backend: Arc<dyn Backend>, mut options: MountOptions) -> Result<Arc
         }
     };
     mounted.connect(session.kernel());
+    if let Err(error) = mounted.start_watchdog() {
+        mounted.add_limits(vec![format!(
+            "requests that hang are not noticed: no thread for the watchdog: {error}"
+        )]);
+    }
     let served = mounted.clone();
     let serve = move || {
         if let Err(error) = session.run() {

@@ -47,7 +47,6 @@ impl Disk for RealDisk {
 
     fn create(&self, path: &str) -> io::Result<Arc<dyn DiskFile>> {
         let fd = self.open_with(path, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
-        // The daemon lives without a umask; a layer is its owner's alone.
         Ok(Arc::new(RealFile(fd.into())))
     }
 

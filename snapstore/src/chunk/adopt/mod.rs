@@ -107,7 +107,10 @@ fn begin(place: &Place, progress: &dyn Progress) -> Result<()> {
             return Err(refuse(&place.store, reason));
         }
     };
-    let store = open::open_dir(&place.store)?;
+    let store = open::open_new_dir(&place.store).map_err(|e| match e {
+        Error::NotAStore { path } => refuse(&path, "is no directory; name another place with --store"),
+        e => e,
+    })?;
     let _lock = StoreLock::take(&store, &place.store)?;
     // Somebody else may have been quicker between the look and the lock.
     if journal::read(store.as_fd())?.is_some() || !matches!(place::examine(&place.store)?, There::Nothing) {
@@ -300,7 +303,7 @@ pub(crate) fn put_back(data_dir: &Path, store: Option<&Path>) -> Result<()> {
     let path = parent.join(name);
     let candidates = [store.map(place::store_path).transpose()?, place::beside(&path)];
     for store in candidates.into_iter().flatten() {
-        let Ok(dir) = place::open_dir(&store) else { continue };
+        let Ok(dir) = open::open_dir(&store) else { continue };
         let above = place::open_dir(&parent).map_err(Error::io("open", &parent))?;
         let from = match journal::read(dir.as_fd())? {
             Some(Journal::AdoptPlanned(Way::Swap)) if take::is_taken(dir.as_fd()).unwrap_or(false) => {

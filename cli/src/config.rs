@@ -114,4 +114,21 @@ mod tests {
         }
         assert_eq!(parse("[mount]\nstore = 's'").unwrap_err(), "mount.store must be an absolute path");
     }
+
+    #[test]
+    fn whatever_stands_in_the_file_is_taken_or_refused() {
+        let text = b"[mount]\ncache = 'through'\nshow-heights = true\nstore = '/s'\nbackend = 'chunk'\n";
+        for at in 0..text.len() {
+            for byte in [0, b'\n', b'\'', b'[', b'{', b'9', 0x7f, 0xc3, 0xff] {
+                let mut changed = text.to_vec();
+                changed[at] = byte;
+                for damaged in [&changed[..], &changed[..at], &changed[at..]] {
+                    let _ = std::str::from_utf8(damaged).map(parse);
+                }
+            }
+        }
+        for deep in ["[".repeat(100_000), "a=".repeat(100_000), format!("x = {}", "[".repeat(100_000))] {
+            assert!(parse(&deep).is_err());
+        }
+    }
 }

@@ -353,13 +353,18 @@ fn recover_epoch(core: &Core, epoch: EpochId) -> Result<()> {
 }
 
 /// Has the holes of the head's layers say again what the rows said when the store was closed. A copy may have made
-/// holes of zeros, behind which older data would show, or zeros of holes. Nothing has been changed since; whatever is
-/// from here on changes holes and rows as ever.
+/// holes of zeros, behind which older data would show, or zeros of holes. From here on the holes count, and the rows say
+/// nothing: a write that only fills a hole changes no row.
 fn restore_holes(core: &Core, epoch: EpochId) -> Result<()> {
+    let mut rows: Vec<(Key, Vec<u8>)> = Vec::new();
     for ino in core.meta.touched_layers(epoch)? {
         let Some(Some(bytes)) = core.meta.row_at(&Key::layer(ino), epoch)? else { continue };
-        let row = LayerRow::decode(&bytes)?;
-        let Some(wanted) = row.chunks.filter(|_| !row.sealed && row.limit > 0) else { continue };
+        let mut row = LayerRow::decode(&bytes)?;
+        if row.sealed || row.limit == 0 {
+            continue;
+        }
+        let Some(wanted) = row.chunks.take() else { continue };
+        rows.push((Key::layer(ino), row.encode()));
         let path = row.file.path(ino);
         let restore = || -> std::io::Result<()> {
             let file = core.disk.open(&path)?;
@@ -388,7 +393,10 @@ fn restore_holes(core: &Core, epoch: EpochId) -> Result<()> {
             done => done.map_err(Error::io("restore the holes of", &path))?,
         }
     }
-    Ok(())
+    if rows.is_empty() {
+        return Ok(());
+    }
+    core.meta.rewrite(|w| rows.iter().try_for_each(|(key, row)| w.put(key, epoch, Some(row))))
 }
 
 /// Removes layer files that no row refers to.

@@ -20,6 +20,7 @@ use nix::sys::stat::Mode;
 use parking_lot::Mutex;
 
 use super::core::{Core, HeadInstance, HeadState};
+use super::database::guarded;
 use super::layer::scan_chunks;
 use super::lineage::{EpochRow, EpochTree, Lineage};
 use super::lock::StoreLock;
@@ -46,7 +47,7 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<(Arc<ChunkStore
         return Err(Error::NotAStore { path: path.into() });
     }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(dir));
-    let (core, recovery) = open_on(disk, path)?;
+    let (core, recovery) = guarded(|| open_on(disk, path))?;
     let store = finish(core, Some(lock), options)?;
     Ok((store, recovery))
 }

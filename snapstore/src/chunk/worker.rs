@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::database::guarded;
 use crate::error::Result;
 
 /// Changes reach the disk at most this long after they were made, asked for or not.
@@ -69,8 +70,8 @@ fn seal_loop(core: &Core) {
         }
         if last_commit.elapsed() >= COMMIT_EVERY {
             // Data first and outside any lock; then the commit finds nothing left to wait for.
-            let synced = core.sync_waiting();
-            let committed = core.commit(synced.is_ok());
+            let synced = guarded(|| core.sync_waiting());
+            let committed = guarded(|| core.commit(synced.is_ok()));
             core.report("periodic sync", synced);
             core.report("periodic commit", committed);
             last_commit = Instant::now();
@@ -93,7 +94,7 @@ fn reclaim_loop(core: &Core) {
         };
         core.remove_files(remove);
         if reclaim {
-            core.report("reclaim", core.reclaim(|| core.work.lock().stop));
+            core.report("reclaim", guarded(|| core.reclaim(|| core.work.lock().stop)));
         }
         core.finish_one();
     }
@@ -160,7 +161,7 @@ impl Core {
     }
 
     fn seal_reporting(&self, epoch: crate::types::EpochId) {
-        let done = self.seal(epoch);
+        let done = guarded(|| self.seal(epoch));
         {
             let mut work = self.work.lock();
             match &done {

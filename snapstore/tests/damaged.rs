@@ -108,7 +108,7 @@ fn damaged_metadata_opens_or_is_refused() {
         };
         drop(file);
         let done = catch_unwind(AssertUnwindSafe(|| {
-            let opened = chunk::open(&store, &OpenOptions { no_background: true, ..OpenOptions::default() });
+            let opened = chunk::open(&store, &OpenOptions { no_background: true });
             opened.map(|(backend, _)| backend)
         }));
         match done {

@@ -369,6 +369,35 @@ fn names_that_look_like_heights_are_names() {
 }
 
 #[test]
+fn the_umask_of_whoever_mounts_and_ejects_shows_nowhere() {
+    for umask in ["000", "077"] {
+        let mount = Mount::unmounted(&[], tmfs_tests::sample::fill);
+        let before = Tree::read(&mount.dir);
+        let run = |verb: &str, more: &[&OsStr]| {
+            let script = format!("umask {umask}; exec \"$@\"");
+            let mut command = Command::new("sh");
+            command.args(["-c", &script, "sh"]).arg(program::tmfs()).arg(verb).arg(&mount.dir).args(more);
+            program::run(&mut command).ok();
+        };
+        run("mount", &["--store".as_ref(), mount.store.as_os_str()]);
+        fs::write(mount.live("new"), "x").unwrap();
+        let made = mode(&mount.live("new"));
+        fs::remove_file(mount.live("new")).unwrap();
+        let plain = mount.work.path().join("plain");
+        fs::write(&plain, "x").unwrap();
+        assert_eq!(made, mode(&plain), "the umask that counts is that of whoever makes the file");
+        for path in [&mount.store, &mount.store.join("layers"), &mount.store.join("meta")] {
+            assert_eq!(mode(path), 0o700, "umask {umask}: {}", path.display());
+        }
+        mount.unmount();
+        assert_eq!(mode(&mount.dir.join("THIS-IS-A-TMFS-DATA-DIR.txt")), 0o444, "umask {umask}");
+        run("eject", &["--yes".as_ref()]);
+        let now = Tree::read(&mount.dir);
+        now.assert_same(&before, With { dir_mtime: false, ..With::MTIME }, &format!("umask {umask}"));
+    }
+}
+
+#[test]
 fn a_store_of_a_newer_format_is_refused_and_left_alone() {
     let mount = Mount::adopting(|dir| fs::write(dir.join("file"), "data").unwrap());
     mount.snapshot(1);

@@ -4,6 +4,7 @@
 //! [mount]
 //! cache = "writeback"          # or "through"
 //! show-heights = false
+//! owner-snapshots = false      # let the owner of the data take snapshots by mkdir
 //! store = "/fast/disk/store"   # absolute
 //! backend = "auto"             # or "chunk"
 //! ```
@@ -33,6 +34,7 @@ pub struct Config {
 pub struct Mount {
     pub cache: Option<Cache>,
     pub show_heights: Option<bool>,
+    pub owner_snapshots: Option<bool>,
     pub store: Option<PathBuf>,
     pub backend: Option<Backend>,
 }
@@ -94,10 +96,11 @@ mod tests {
     #[test]
     fn all_keys_and_none() {
         assert_eq!(parse("").unwrap(), Config::default());
-        let text = "[mount]\ncache = 'through'\nshow-heights = true\nstore = '/s'\nbackend = 'chunk'\n";
+        let text = "[mount]\ncache = 'through'\nshow-heights = true\nowner-snapshots = true\nstore = '/s'\nbackend = 'chunk'\n";
         let mount = Mount {
             cache: Some(Cache::Through),
             show_heights: Some(true),
+            owner_snapshots: Some(true),
             store: Some("/s".into()),
             backend: Some(Backend::Chunk),
         };
@@ -110,5 +113,22 @@ mod tests {
             assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!(parse("[mount]\nstore = 's'").unwrap_err(), "mount.store must be an absolute path");
+    }
+
+    #[test]
+    fn whatever_stands_in_the_file_is_taken_or_refused() {
+        let text = b"[mount]\ncache = 'through'\nshow-heights = true\nstore = '/s'\nbackend = 'chunk'\n";
+        for at in 0..text.len() {
+            for byte in [0, b'\n', b'\'', b'[', b'{', b'9', 0x7f, 0xc3, 0xff] {
+                let mut changed = text.to_vec();
+                changed[at] = byte;
+                for damaged in [&changed[..], &changed[..at], &changed[at..]] {
+                    let _ = std::str::from_utf8(damaged).map(parse);
+                }
+            }
+        }
+        for deep in ["[".repeat(100_000), "a=".repeat(100_000), format!("x = {}", "[".repeat(100_000))] {
+            assert!(parse(&deep).is_err());
+        }
     }
 }

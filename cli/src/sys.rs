@@ -23,6 +23,53 @@ pub fn be_io_flusher() -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A capability by its number in `linux/capability.h`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capability(u32);
+
+impl Capability {
+    /// Past the permission bits of files and directories.
+    pub const DAC_OVERRIDE: Capability = Capability(1);
+    /// Into other users' processes.
+    pub const SYS_PTRACE: Capability = Capability(19);
+    /// Mounting, and much else.
+    pub const SYS_ADMIN: Capability = Capability(21);
+}
+
+/// Drops all capabilities of this thread, and those it could gain by running a program, but these. What it does not
+/// have of these it does not get.
+pub fn keep_capabilities(kept: &[Capability]) -> io::Result<()> {
+    let wanted = kept.iter().fold(0u64, |set, capability| set | 1 << capability.0);
+    let mut bounding = Ok(());
+    for number in (0..64).filter(|number| wanted & 1 << number == 0) {
+        // SAFETY: this option of prctl takes numbers only.
+        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number as libc::c_ulong, 0, 0, 0) };
+        match io::Error::last_os_error() {
+            // Above the last one that this kernel has.
+            error if dropped != 0 && error.raw_os_error() == Some(libc::EINVAL) => break,
+            error if dropped != 0 => bounding = Err(error),
+            _ => {}
+        }
+    }
+    let version_3 = 0x2008_0522u32;
+    let header = [version_3, 0];
+    let mut sets = [0u32; 6];
+    // SAFETY: the header names this thread (0), and for version 3 the call writes six numbers, which `sets` holds.
+    if unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Effective, permitted, inheritable: first their lower halves, then their upper ones.
+    let permitted = (u64::from(sets[4]) << 32 | u64::from(sets[1])) & wanted;
+    let (low, high) = (permitted as u32, (permitted >> 32) as u32);
+    let sets = [low, low, 0, high, high, 0];
+    // SAFETY: as above; the call reads what `sets` holds.
+    if unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // An ordinary user has nothing to lose there.
+    if permitted == 0 { Ok(()) } else { bounding }
+}
+
 /// Closes all descriptors but the standard ones: those that whoever started us forgot to keep to themselves, such as
 /// the lock of a script. Only for a process that has just begun and has opened nothing itself.
 pub fn close_inherited() {
@@ -59,6 +106,25 @@ impl Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn capabilities_are_dropped_for_good() {
+        // For this thread only.
+        let of = |name: &str| {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+            u64::from_str_radix(&line, 16).unwrap()
+        };
+        let before = of("CapPrm:");
+        keep_capabilities(&[Capability::SYS_PTRACE, Capability::SYS_ADMIN]).unwrap();
+        let kept = before & (1 << 19 | 1 << 21);
+        assert_eq!((of("CapPrm:"), of("CapEff:"), of("CapInh:")), (kept, kept, 0));
+        if before != 0 {
+            assert_eq!(of("CapBnd:") & !(1 << 19 | 1 << 21), 0);
+        }
+        keep_capabilities(&[Capability::DAC_OVERRIDE]).unwrap();
+        assert_eq!(of("CapPrm:"), 0);
+    }
 
     #[test]
     fn a_process_is_waited_for() {

@@ -20,6 +20,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         data_dir: dir.into(),
         store: "memory".into(),
         threads: None,
+        owner_snapshots: false,
+        slow_request: tmfs_fs::SLOW_REQUEST,
     };
     tmfs_fs::mount(Arc::new(mem::Mem::new()), options)?.wait()?;
     Ok(())

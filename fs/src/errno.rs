@@ -68,6 +68,7 @@ table! {
     StoreMissing => EINVAL,
     Locked => EBUSY,
     NewerFormat => EINVAL,
+    ForeignStore => EACCES,
     CannotAdopt => EINVAL,
     CannotEject => EINVAL,
     Damaged => EIO,

@@ -19,6 +19,7 @@ mod bdi;
 pub mod errno;
 mod flush;
 mod handles;
+mod inflight;
 mod kernel;
 mod lookups;
 mod mount;
@@ -33,5 +34,5 @@ mod unmount;
 mod verbs;
 mod views;
 
-pub use mount::{Cache, MountError, MountOptions, clear_dead_mount, mount};
+pub use mount::{Cache, MountError, MountOptions, SLOW_REQUEST, clear_dead_mount, mount};
 pub use mounted::Mounted;

@@ -4,16 +4,19 @@
 //! (the kernel's own check, by `allow_other`), and how the mount ends.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::MsFlags;
+use nix::sys::stat::Mode;
 use nix::unistd::{Uid, getegid, geteuid};
 use snapstore::backend::Backend;
 use snapstore::mountinfo;
@@ -63,7 +66,15 @@ pub struct MountOptions {
     pub store: PathBuf,
     /// Threads that answer requests; default: by the number of processors.
     pub threads: Option<usize>,
+    /// Let the owner of the data take snapshots by `mkdir` below `@height`, who is else refused like everybody but root
+    /// and this process's user.
+    pub owner_snapshots: bool,
+    /// A request that takes longer than this is told of in the log and in the status.
+    pub slow_request: Duration,
 }
+
+/// The usual [`MountOptions::slow_request`]: far above what a busy disk needs.
+pub const SLOW_REQUEST: Duration = Duration::from_secs(30);
 
 /// Why a mount failed.
 #[derive(Debug, thiserror::Error)]
@@ -92,14 +103,16 @@ pub fn mount(backend: Arc<dyn Backend>, mut options: MountOptions) -> Result<Arc
     clear_dead_mount(&options.mountpoint).map_err(at(&options.mountpoint))?;
     options.mountpoint = fs::canonicalize(&options.mountpoint).map_err(at(&options.mountpoint))?;
     let point = options.mountpoint.clone();
-    let mode = fs::metadata(&point).map_err(at(&point))?.mode();
+    let dir = open_point(&point).map_err(at(&point))?;
+    let mode = dir.metadata().map_err(at(&point))?.mode();
     if mountinfo::at(&point).map_err(at(&point))?.is_some_and(|mount| mount.kind == KIND) {
         return Err(MountError::AlreadyMounted { path: point });
     }
     let workers = options.threads.unwrap_or_else(default_threads).max(4);
     let wanted = Wanted { writeback: options.cache == Cache::Writeback };
 
-    let (device, limits) = attach(&point, mode)?;
+    let (device, limits) = attach(&point, &dir, mode)?;
+    drop(dir);
     let mounted = Arc::new(Mounted::new(backend, options, workers));
     mounted.add_limits(limits);
     let session = match Session::new(mounted.clone(), device, wanted, workers) {
@@ -110,6 +123,11 @@ pub fn mount(backend: Arc<dyn Backend>, mut options: MountOptions) -> Result<Arc
         }
     };
     mounted.connect(session.kernel());
+    if let Err(error) = mounted.start_watchdog() {
+        mounted.add_limits(vec![format!(
+            "requests that hang are not noticed: no thread for the watchdog: {error}"
+        )]);
+    }
     let served = mounted.clone();
     let serve = move || {
         if let Err(error) = session.run() {
@@ -131,6 +149,20 @@ pub fn mount(backend: Arc<dyn Backend>, mut options: MountOptions) -> Result<Arc
     Ok(mounted)
 }
 
+/// The directory at a path that has been resolved: a symlink that somebody puts into it now is not followed, so that
+/// nobody has root mount over a directory of his choice.
+pub(crate) fn open_point(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match openat2(AT_FDCWD, path, how) {
+        // Kernels before 5.6, and sandboxes that do not know the call.
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            Ok(nix::fcntl::open(path, flags | OFlag::O_NOFOLLOW, Mode::empty())?.into())
+        }
+        opened => Ok(opened?.into()),
+    }
+}
+
 /// Enough that slow syncs, and changes that wait for a cut, leave workers free for a barrier's writes.
 fn default_threads() -> usize {
     let processors = thread::available_parallelism().map_or(2, usize::from);
@@ -138,11 +170,11 @@ fn default_threads() -> usize {
 }
 
 /// Mounts an empty connection: directly where we may, else through the helper. With what that leaves out, in words.
-fn attach(point: &Path, mode: u32) -> Result<(OwnedFd, Vec<String>), MountError> {
+fn attach(point: &Path, dir: &File, mode: u32) -> Result<(OwnedFd, Vec<String>), MountError> {
     if !geteuid().is_root() {
         return attach_by_helper(point);
     }
-    match attach_directly(point, mode) {
+    match attach_directly(point, dir, mode) {
         Ok(device) => Ok((device, Vec::new())),
         // Root of a container that may not mount.
         Err(MountError::Mount { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => {
@@ -152,7 +184,7 @@ fn attach(point: &Path, mode: u32) -> Result<(OwnedFd, Vec<String>), MountError>
     }
 }
 
-fn attach_directly(point: &Path, mode: u32) -> Result<OwnedFd, MountError> {
+fn attach_directly(point: &Path, dir: &File, mode: u32) -> Result<OwnedFd, MountError> {
     let failed = |errno: Errno| MountError::Mount { path: point.to_owned(), source: errno.into() };
     let device = OpenOptions::new()
         .read(true)
@@ -166,8 +198,10 @@ fn attach_directly(point: &Path, mode: u32) -> Result<OwnedFd, MountError> {
         Uid::effective(),
         getegid(),
     );
+    // Onto the directory that was looked at, wherever its path leads by now.
+    let point = format!("/proc/self/fd/{}", dir.as_raw_fd());
     // Device nodes and set-id programs of the data dir go on working as they did before it was mounted.
-    nix::mount::mount(Some(SOURCE), point, Some(KIND), MsFlags::empty(), Some(data.as_str()))
+    nix::mount::mount(Some(SOURCE), point.as_str(), Some(KIND), MsFlags::empty(), Some(data.as_str()))
         .map_err(failed)?;
     Ok(device.into())
 }

@@ -10,6 +10,8 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread;
 
 use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
@@ -18,10 +20,11 @@ use snapstore::control::{Failure, FailureKind};
 
 use crate::adapter::Requests;
 use crate::errno::{Errno, Result};
+use crate::inflight::InFlight;
 use crate::kernel::Kernel;
 use crate::mount::{Cache, MountOptions};
 use crate::node::{NodeId, Virtual};
-use crate::tree::{MountTree, Node, TreeOptions, height_of};
+use crate::tree::{Caller, MountTree, Node, TreeOptions, height_of};
 
 /// So many barriers may see a change of names or sizes, before such changes are held back.
 const FREE_ROUNDS: usize = 3;
@@ -36,6 +39,9 @@ pub struct Mounted {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) options: MountOptions,
     pub(crate) requests: Requests,
+    pub(crate) in_flight: InFlight,
+    /// The watchdog's thread ends when this goes.
+    watching: Mutex<Option<Sender<()>>>,
     pub(crate) since: Timestamp,
     /// One verb at a time. Order: before the tree is entered; never taken on a thread that answers requests.
     pub(crate) verb: Mutex<()>,
@@ -60,6 +66,7 @@ impl Mounted {
             show_heights: options.show_heights,
             control_path: options.control_path.clone(),
             writeback: options.cache == Cache::Writeback,
+            owner_snapshots: options.owner_snapshots,
             workers,
         };
         Mounted {
@@ -67,6 +74,8 @@ impl Mounted {
             backend,
             options,
             requests: Requests::default(),
+            in_flight: InFlight::default(),
+            watching: Mutex::new(None),
             since: Timestamp::now(),
             verb: Mutex::new(()),
             kernel: Mutex::new(None),
@@ -74,6 +83,16 @@ impl Mounted {
             end: Mutex::new(None),
             ended: Condvar::new(),
         }
+    }
+
+    /// Starts the watch over requests that take too long: until the connection has ended.
+    pub(crate) fn start_watchdog(self: &Arc<Mounted>) -> std::io::Result<()> {
+        let (hold, end) = mpsc::channel();
+        let mounted = self.clone();
+        let watch = move || mounted.in_flight.watch(mounted.options.slow_request, &end);
+        thread::Builder::new().name("tmfs-watch".into()).spawn(watch)?;
+        *self.watching.lock() = Some(hold);
+        Ok(())
     }
 
     pub(crate) fn connect(&self, kernel: Box<dyn Kernel>) {
@@ -90,7 +109,8 @@ impl Mounted {
         self.limits.lock().clone()
     }
 
-    pub(crate) fn add_limits(&self, limits: Vec<String>) {
+    /// Notes what could not be set up, in words: in the log now, and in every status.
+    pub fn add_limits(&self, limits: Vec<String>) {
         for limit in &limits {
             tracing::warn!("{limit}");
         }
@@ -124,6 +144,7 @@ impl Mounted {
     pub(crate) fn finish(&self) {
         let _one = self.verb.lock();
         *self.kernel.lock() = None;
+        *self.watching.lock() = None;
         self.tree.forget_nameless();
         let result = self.backend.close().map_err(Failure::from);
         if let Err(failure) = &result {
@@ -187,8 +208,11 @@ impl Mounted {
         }
     }
 
-    /// `rmdir @height/NAME`.
-    pub(crate) fn remove_height(&self, name: &OsStr) -> Result<()> {
+    /// `rmdir @height/NAME`. Whoever owns the data may be let in to take snapshots, never to delete them.
+    pub(crate) fn remove_height(&self, who: Caller, name: &OsStr) -> Result<()> {
+        if who.uid != 0 && who.uid != nix::unistd::geteuid().as_raw() {
+            return Err(Errno(libc::EACCES));
+        }
         let height = height_of(name).ok_or(Errno(libc::EPERM))?;
         let _one = self.verb.lock();
         self.backend.delete(&[height], false)?;

@@ -17,6 +17,8 @@ impl Mounted {
             open_for_writing,
             requests: self.requests.by_name(),
             panics: self.requests.panics(),
+            overdue_requests: self.in_flight.overdue(),
+            slow_requests: self.in_flight.slow(),
             memory_bytes: resident_bytes(),
             limits: self.limits(),
             ..verbs::status_base(&*self.backend, &located)?

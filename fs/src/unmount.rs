@@ -1,6 +1,7 @@
 //! Taking the mount away.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -11,6 +12,7 @@ use nix::mount::{MntFlags, umount2};
 use snapstore::control::Failure;
 use snapstore::procs;
 
+use crate::mount::open_point;
 use crate::mounted::{Mounted, busy, failed};
 use crate::switch::NAMED;
 
@@ -70,7 +72,16 @@ fn patiently(path: &Path) -> io::Result<()> {
 /// Unmounts what is mounted at a path; lazily: from here at once, for those who use it when they are done.
 pub(crate) fn detach(path: &Path, lazily: bool) -> io::Result<()> {
     let flags = if lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-    match umount2(path, flags | MntFlags::UMOUNT_NOFOLLOW) {
+    // By its name in the directory above: a symlink that somebody put into the path leads to no other mount.
+    let above = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Some((open_point(parent)?, name)),
+        _ => None,
+    };
+    let point = match &above {
+        Some((dir, name)) => Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name),
+        None => path.to_owned(),
+    };
+    match umount2(&point, flags | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) => Ok(()),
         Err(Errno::EPERM) => by_fusermount(path, lazily),
         Err(errno) => Err(errno.into()),

@@ -58,6 +58,35 @@ fn a_panicking_handler_answers_eio_and_the_mount_goes_on() {
 }
 
 #[test]
+fn a_request_that_hangs_is_counted_while_it_hangs_and_after() {
+    let m = Mount::with(|options| options.slow_request = Duration::from_millis(200));
+    let overdue = || {
+        let Reply::Status(status) = m.call(Request::Status).unwrap() else { panic!() };
+        (status.overdue_requests, status.slow_requests)
+    };
+    let wait_for = |wanted| {
+        let until = Instant::now() + Duration::from_secs(20);
+        while overdue() != wanted {
+            assert!(Instant::now() < until, "{:?}, not {wanted:?}", overdue());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let file = fs::File::create(m.path("f")).unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(overdue(), (0, 0));
+    let gate = m.mem.gate();
+    let closed = gate.write();
+    std::thread::scope(|scope| {
+        scope.spawn(|| file.sync_all().unwrap());
+        wait_for((1, 1));
+        // What does not need it is answered as ever.
+        fs::write(m.path("g"), b"x").unwrap();
+        drop(closed);
+        wait_for((0, 1));
+    });
+}
+
+#[test]
 fn status_tells_what_is_open_and_what_was_asked() {
     let m = Mount::new();
     let _written = fs::File::create(m.path("f")).unwrap();
@@ -81,6 +110,8 @@ fn status_tells_what_is_open_and_what_was_asked() {
             data_dir: m.root.clone(),
             store: "".into(),
             threads: None,
+            owner_snapshots: false,
+            slow_request: tmfs_fs::SLOW_REQUEST,
         },
     );
     assert!(matches!(again, Err(tmfs_fs::MountError::AlreadyMounted { .. })));

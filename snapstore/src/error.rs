@@ -90,6 +90,9 @@ pub enum Error {
     Locked { store: PathBuf, pid: Option<u32> },
     #[error("{store}: written by a newer tmfs (format {found}, this one knows up to {known}); use that version", store = .store.display())]
     NewerFormat { store: PathBuf, found: u32, known: u32 },
+    /// Whoever owns the store's directory can change what is in it.
+    #[error("{store}: belongs to user {owner}, and only he can use it; `chown -R` hands a store over", store = .store.display())]
+    ForeignStore { store: PathBuf, owner: u32 },
     #[error("{path}: {reason}; nothing was changed", path = .path.display())]
     CannotAdopt { path: PathBuf, reason: String },
     #[error("{path}: {reason}", path = .path.display())]

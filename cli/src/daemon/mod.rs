@@ -36,11 +36,13 @@ pub struct Plan {
     pub cache: Cache,
     /// Whether the root lists `@height`.
     pub show_heights: bool,
+    /// Whether the owner of the data may take snapshots by `mkdir`.
+    pub owner_snapshots: bool,
 }
 
 /// Opens the store, mounts it, and serves until it is unmounted. The log must have been set up, and no thread started.
 pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
-    process::prepare();
+    let limits = process::prepare();
     let signals = signals::block().context("cannot block signals")?;
     let store = open_dir(plan).with_context(|| format!("cannot open the store {}", plan.store.display()))?;
     let control_path =
@@ -59,6 +61,8 @@ pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
         show_heights: plan.show_heights,
         control_path,
         threads: None,
+        owner_snapshots: plan.owner_snapshots,
+        slow_request: tmfs_fs::SLOW_REQUEST,
     };
     let mounted = match tmfs_fs::mount(backend.clone(), options) {
         Ok(mounted) => mounted,
@@ -71,6 +75,7 @@ pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
         }
     };
     drop(backend);
+    mounted.add_limits(limits);
     let verbs: Arc<dyn Verbs> = mounted.clone();
     let server = match Server::bind(&store, verbs.clone()) {
         Ok(server) => server,

@@ -30,6 +30,7 @@ pub fn spawn(plan: &Plan, log: File) -> anyhow::Result<u32> {
         let cache = plan.cache.to_possible_value().expect("no value is skipped");
         command.arg("--cache").arg(cache.get_name());
         command.arg(format!("--show-heights={}", plan.show_heights));
+        command.arg(format!("--owner-snapshots={}", plan.owner_snapshots));
         command.arg(format!("--{DAEMON_FLAG}"));
         command.current_dir("/").stdin(Stdio::null()).stdout(pipe).stderr(log);
         command.spawn().context("cannot start the daemon")?

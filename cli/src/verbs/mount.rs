@@ -39,6 +39,9 @@ pub struct Args {
     /// List @height in the root directory
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     show_heights: Option<bool>,
+    /// Let the owner of the data take snapshots by mkdir below @height; else only root and this user may
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    owner_snapshots: Option<bool>,
     /// Stay in the foreground
     #[arg(long)]
     foreground: bool,
@@ -66,6 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         store: located.store,
         cache: args.cache.or(config.cache).unwrap_or(Cache::Writeback),
         show_heights: args.show_heights.or(config.show_heights).unwrap_or(false),
+        owner_snapshots: args.owner_snapshots.or(config.owner_snapshots).unwrap_or(false),
     };
     let log =
         log::open(&plan.store).with_context(|| format!("cannot open the log in {}", plan.store.display()))?;
@@ -88,6 +92,7 @@ fn run_daemon(args: Args) -> anyhow::Result<()> {
         store: args.store.ok_or_else(|| usage("the daemon needs its store"))?,
         cache: args.cache.unwrap_or(Cache::Writeback),
         show_heights: args.show_heights.unwrap_or(false),
+        owner_snapshots: args.owner_snapshots.unwrap_or(false),
     };
     let mut ready = Ready::Parent;
     daemon::serve(&plan, &mut ready).map_err(|error| {

@@ -93,6 +93,14 @@ fn describe(out: &mut dyn Write, status: &Status, now: Timestamp) -> io::Result<
     for limit in &status.limits {
         line("limit", limit.clone())?;
     }
+    if status.slow_requests > 0 {
+        let now = match status.overdue_requests {
+            0 => "none now".to_owned(),
+            waiting => format!("{waiting} still waiting"),
+        };
+        let slow = format::count(status.slow_requests, "request");
+        line("slow", format!("{slow} took longer than 30 s, {now}; see the log"))?;
+    }
     if status.panics > 0 {
         line(
             "bugs",
@@ -132,6 +140,8 @@ mod tests {
             open_for_writing: 0,
             requests: Default::default(),
             panics: 0,
+            overdue_requests: 0,
+            slow_requests: 0,
             memory_bytes: None,
             limits: vec![],
             verifying: None,
@@ -177,6 +187,8 @@ mod tests {
             open_files: 4,
             open_for_writing: 2,
             panics: 1,
+            overdue_requests: 1,
+            slow_requests: 3,
             ..status()
         };
         assert_eq!(
@@ -191,6 +203,7 @@ mod tests {
              metadata   0 B, 0 layer files\n\
              undo       1 rollback can be undone (`tmfs rollback --undo`)\n\
              open files 4, 2 for writing\n\
+             slow       3 requests took longer than 30 s, 1 still waiting; see the log\n\
              bugs       1 panic caught; see the log, and report them\n"
         );
     }

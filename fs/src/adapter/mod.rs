@@ -2,8 +2,8 @@
 //!
 //! Handlers look alike on purpose. Each names its kind of request, calls one operation of the tree and sends what it
 //! answers; there is no decision here that a test without a kernel would miss. [`Adapter::run`] counts the request,
-//! catches a panic (a panic that escaped would end the worker thread, and with the last one the mount), and
-//! [`Adapter::serve`] does the same inside the tree. The tree is left only after the reply was sent: see
+//! has it watched, and catches a panic (a panic that escaped would end the worker thread, and with the last one the
+//! mount); [`Adapter::serve`] does the same inside the tree. The tree is left only after the reply was sent: see
 //! [`crate::tree`].
 //!
 //! Whatever may take long *and* needs other requests to be answered meanwhile must not run on a worker: a snapshot
@@ -14,15 +14,14 @@ mod decode;
 mod init;
 mod reply;
 mod requests;
+mod serve;
 mod session;
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::SystemTime;
 
 use fuser::{
@@ -34,7 +33,6 @@ use fuser::{
 use snapstore::FileKind;
 use snapstore::backend::{SetAttr, Times};
 
-use crate::errno::{Errno, Result};
 use crate::mounted::Mounted;
 use crate::tree::{Entered, Found, Make, is_heights};
 
@@ -48,60 +46,6 @@ pub use session::Session;
 struct Adapter {
     mounted: Arc<Mounted>,
     wanted: Wanted,
-}
-
-impl Adapter {
-    /// Runs a handler's work.
-    fn run<T>(&self, kind: Kind, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let requests = &self.mounted.requests;
-        requests.count(kind);
-        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-            requests.count_panic();
-            tracing::error!(
-                request = kind.name(),
-                "a request handler panicked: answered EIO; please report this"
-            );
-            Err(Errno(libc::EIO))
-        })
-    }
-
-    /// Runs a handler's work inside the tree, and sends the reply before the tree is left.
-    fn serve<T>(
-        &self,
-        kind: Kind,
-        work: impl FnOnce(&Entered<'_>) -> Result<T>,
-        reply: impl FnOnce(Result<T>),
-    ) {
-        let tree = self.mounted.tree.enter();
-        reply(self.run(kind, || work(&tree)));
-    }
-
-    /// Runs work on a thread of its own.
-    fn aside(&self, kind: Kind, work: impl FnOnce(&Adapter) + Send + 'static) {
-        let adapter = Adapter { mounted: self.mounted.clone(), wanted: self.wanted };
-        let spawned =
-            thread::Builder::new().name(format!("tmfs-{}", kind.name())).spawn(move || work(&adapter));
-        if let Err(error) = spawned {
-            // The reply went with the closure: its drop has answered EIO.
-            tracing::error!(%error, "no thread for a request");
-        }
-    }
-
-    fn make(
-        &self,
-        kind: Kind,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        what: &Make<'_>,
-        reply: ReplyEntry,
-    ) {
-        self.serve(
-            kind,
-            |tree| tree.make(caller(req), node(parent), name, what).map(Found::Entry),
-            |found| send_entry(found, reply),
-        );
-    }
 }
 
 /// A live file may stay cached over its opening, and a view's file all the more: this process is the only writer.
@@ -122,13 +66,14 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.serve(
             Kind::Lookup,
+            parent,
             |tree| tree.lookup(caller(req), node(parent), name),
             |found| send_entry(found, reply),
         );
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        let _ = self.run(Kind::Forget, || {
+        let _ = self.run(Kind::Forget, ino, || {
             self.mounted.tree.forget(node(ino), nlookup);
             Ok(())
         });
@@ -137,6 +82,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.serve(
             Kind::GetAttr,
+            ino,
             |tree| tree.get_attr(node(ino)),
             |result| match result {
                 Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(node(ino), &attr)),
@@ -177,6 +123,7 @@ impl Filesystem for Adapter {
         let fh = fh.map(|fh| fh.0);
         self.serve(
             Kind::SetAttr,
+            ino,
             |tree| tree.set_attr(caller(req), node(ino), fh, set),
             |result| match result {
                 Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(node(ino), &attr)),
@@ -188,6 +135,7 @@ impl Filesystem for Adapter {
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         self.serve(
             Kind::ReadLink,
+            ino,
             |tree| tree.read_link(node(ino)),
             |result| match result {
                 Ok(target) => reply.data(&target),
@@ -219,10 +167,11 @@ impl Filesystem for Adapter {
         }
         let (who, name) = (caller(req), name.to_owned());
         self.aside(Kind::MkDir, move |adapter| {
-            let taken = adapter.run(Kind::MkDir, || adapter.mounted.make_height(&name));
+            let taken = adapter.run(Kind::MkDir, parent, || adapter.mounted.make_height(&name));
             match taken {
                 Ok(()) => adapter.serve(
                     Kind::Lookup,
+                    parent,
                     |tree| tree.lookup(who, node(parent), &name),
                     |found| send_entry(found, reply),
                 ),
@@ -232,17 +181,22 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Kind::Unlink, |tree| tree.unlink(node(parent), name), |result| send_empty(result, reply));
+        self.serve(
+            Kind::Unlink,
+            parent,
+            |tree| tree.unlink(node(parent), name),
+            |result| send_empty(result, reply),
+        );
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if !is_heights(node(parent)) {
             let work = |tree: &Entered<'_>| tree.remove_dir(node(parent), name);
-            return self.serve(Kind::RmDir, work, |result| send_empty(result, reply));
+            return self.serve(Kind::RmDir, parent, work, |result| send_empty(result, reply));
         }
-        let name = name.to_owned();
+        let (who, name) = (caller(req), name.to_owned());
         self.aside(Kind::RmDir, move |adapter| {
-            send_empty(adapter.run(Kind::RmDir, || adapter.mounted.remove_height(&name)), reply)
+            send_empty(adapter.run(Kind::RmDir, parent, || adapter.mounted.remove_height(who, &name)), reply)
         });
     }
 
@@ -265,6 +219,7 @@ impl Filesystem for Adapter {
         let (from, to) = ((node(parent), name), (node(newparent), newname));
         self.serve(
             Kind::Rename,
+            parent,
             |tree| tree.rename(from, to, rename_mode(flags)?),
             |result| send_empty(result, reply),
         );
@@ -272,12 +227,13 @@ impl Filesystem for Adapter {
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let work = |tree: &Entered<'_>| tree.link(node(ino), node(newparent), newname).map(Found::Entry);
-        self.serve(Kind::Link, work, |found| send_entry(found, reply));
+        self.serve(Kind::Link, ino, work, |found| send_entry(found, reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.serve(
             Kind::Open,
+            ino,
             |tree| tree.open(caller(req), node(ino), flags.0),
             |result| match result {
                 Ok(opened) => reply.opened(FileHandle(opened.fh), FILE),
@@ -297,7 +253,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let work = |tree: &Entered<'_>| tree.create(caller(req), node(parent), name, (mode, umask));
-        self.serve(Kind::Create, work, |result| match result {
+        self.serve(Kind::Create, parent, work, |result| match result {
             Ok((e, opened)) => {
                 let attr = file_attr(e.id, &e.attr);
                 reply.created(&e.entry_ttl, &attr, Generation(e.generation), FileHandle(opened.fh), FILE);
@@ -309,7 +265,7 @@ impl Filesystem for Adapter {
     fn read(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -318,7 +274,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         decode::with_buffer(size as usize, |buf| {
-            match self.run(Kind::Read, || self.mounted.tree.read(fh.0, buf, offset)) {
+            match self.run(Kind::Read, ino, || self.mounted.tree.read(fh.0, buf, offset)) {
                 Ok(len) => reply.data(&buf[..len]),
                 Err(e) => reply.error(errno(e)),
             }
@@ -328,7 +284,7 @@ impl Filesystem for Adapter {
     fn write(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -338,7 +294,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let unprivileged = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.run(Kind::Write, || self.mounted.tree.write(fh.0, data, offset, unprivileged)) {
+        match self.run(Kind::Write, ino, || self.mounted.tree.write(fh.0, data, offset, unprivileged)) {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(errno(e)),
         }
@@ -359,27 +315,28 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let result = self.run(Kind::Release, || {
+        let result = self.run(Kind::Release, ino, || {
             self.mounted.tree.release(fh.0);
             Ok(())
         });
         send_empty(result, reply);
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        send_empty(self.run(Kind::Fsync, || self.mounted.tree.sync(fh.0, datasync)), reply);
+    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        send_empty(self.run(Kind::Fsync, ino, || self.mounted.tree.sync(fh.0, datasync)), reply);
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.serve(
             Kind::OpenDir,
+            ino,
             |tree| tree.open_dir(caller(req), node(ino)),
             |result| match result {
                 Ok((fh, true)) => reply.opened(FileHandle(fh), FROZEN_DIRECTORY),
@@ -389,15 +346,16 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let tree = self.mounted.tree.enter();
-        let told = self.run(Kind::ReadDir, || {
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let told = self.run(Kind::ReadDir, ino, || {
+            let tree = self.mounted.tree.enter();
             tree.read_dir(fh.0, offset, |item| {
                 reply.add(INodeNo(item.id.0), item.next, file_type(item.kind), item.name)
-            })
+            })?;
+            Ok(tree)
         });
         match told {
-            Ok(()) => reply.ok(),
+            Ok(_entered) => reply.ok(),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -405,13 +363,13 @@ impl Filesystem for Adapter {
     fn readdirplus(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let tree = self.mounted.tree.enter();
-        let told = self.run(Kind::ReadDir, || {
+        let told = self.run(Kind::ReadDir, ino, || {
+            let tree = self.mounted.tree.enter();
             tree.read_dir_plus(caller(req), fh.0, offset, |item, e| {
                 let attr = file_attr(e.id, &e.attr);
                 reply.add(
@@ -422,39 +380,34 @@ impl Filesystem for Adapter {
                     &attr,
                     Generation(e.generation),
                 )
-            })
+            })?;
+            Ok(tree)
         });
         match told {
-            Ok(()) => reply.ok(),
+            Ok(_entered) => reply.ok(),
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    fn releasedir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        let result = self.run(Kind::ReleaseDir, || {
+    fn releasedir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let result = self.run(Kind::ReleaseDir, ino, || {
             self.mounted.tree.release_dir(fh.0);
             Ok(())
         });
         send_empty(result, reply);
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         // Of a view's directory: waits until its snapshot is durable, which may take long.
         self.aside(Kind::FsyncDir, move |adapter| {
-            send_empty(adapter.run(Kind::FsyncDir, || adapter.mounted.sync_directory(fh.0)), reply)
+            send_empty(adapter.run(Kind::FsyncDir, ino, || adapter.mounted.sync_directory(fh.0)), reply)
         });
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         self.serve(
             Kind::StatFs,
+            ino,
             |tree| tree.stat_fs(),
             |result| match result {
                 Ok(s) => {
@@ -487,12 +440,13 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let work = |tree: &Entered<'_>| tree.set_xattr(node(ino), name, value, xattr_mode(flags)?);
-        self.serve(Kind::SetXattr, work, |result| send_empty(result, reply));
+        self.serve(Kind::SetXattr, ino, work, |result| send_empty(result, reply));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.serve(
             Kind::GetXattr,
+            ino,
             |tree| tree.get_xattr(node(ino), name),
             |value| send_xattr(value, size, reply),
         );
@@ -501,6 +455,7 @@ impl Filesystem for Adapter {
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.serve(
             Kind::ListXattr,
+            ino,
             |tree| tree.list_xattr(node(ino)),
             |value| send_xattr(value, size, reply),
         );
@@ -509,6 +464,7 @@ impl Filesystem for Adapter {
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.serve(
             Kind::RemoveXattr,
+            ino,
             |tree| tree.remove_xattr(node(ino), name),
             |result| send_empty(result, reply),
         );
@@ -536,7 +492,7 @@ impl Filesystem for Adapter {
     fn fallocate(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
@@ -544,19 +500,19 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let work = || self.mounted.tree.allocate(fh.0, mode, offset, length);
-        send_empty(self.run(Kind::Fallocate, work), reply);
+        send_empty(self.run(Kind::Fallocate, ino, work), reply);
     }
 
     fn lseek(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        match self.run(Kind::Seek, || self.mounted.tree.seek(fh.0, offset, whence)) {
+        match self.run(Kind::Seek, ino, || self.mounted.tree.seek(fh.0, offset, whence)) {
             Ok(found) => reply.offset(found),
             Err(e) => reply.error(errno(e)),
         }
@@ -565,7 +521,7 @@ impl Filesystem for Adapter {
     fn copy_file_range(
         &self,
         _req: &Request,
-        _ino_in: INodeNo,
+        ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
         _ino_out: INodeNo,
@@ -576,7 +532,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
-        match self.run(Kind::CopyRange, || self.mounted.tree.copy(from, to, len)) {
+        match self.run(Kind::CopyRange, ino_in, || self.mounted.tree.copy(from, to, len)) {
             Ok(copied) => reply.written(copied),
             Err(e) => reply.error(errno(e)),
         }

@@ -12,6 +12,8 @@ macro_rules! kinds {
 
         impl Kind {
             const NAMES: &'static [&'static str] = &[$($name,)*];
+            /// All kinds, in the order of their numbers.
+            pub const ALL: &'static [Kind] = &[$(Kind::$kind,)*];
         }
     };
 }

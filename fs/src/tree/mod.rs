@@ -97,6 +97,8 @@ pub struct TreeOptions {
     pub control_path: PathBuf,
     /// Whether the kernel caches writes.
     pub writeback: bool,
+    /// Whether the owner of the data may take snapshots by `mkdir`.
+    pub owner_snapshots: bool,
     /// How many threads answer requests.
     pub workers: usize,
 }

@@ -64,7 +64,8 @@ impl Entered<'_> {
         Ok(Entry { id: directory.id(), attr, generation: 0, entry_ttl, attr_ttl: SHORT })
     }
 
-    /// Owned by whoever owns the data. `@height` may be written to, since `mkdir` there takes a snapshot.
+    /// `@height` may be written to by its owner, since `mkdir` there takes a snapshot: this process's user, as on the
+    /// control socket, or whoever owns the data where the mount was told to let him.
     pub(super) fn virtual_attr(&self, directory: Virtual) -> Result<Attr> {
         let root = self.head().get_attr(Ino::ROOT)?;
         let mode = match directory {
@@ -72,9 +73,11 @@ impl Entered<'_> {
             Virtual::Times => 0o555,
             Virtual::Inodes => 0o700,
         };
+        let ours = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let (uid, gid) = match directory {
+            Virtual::Heights if !self.tree.options.owner_snapshots => ours,
             Virtual::Heights | Virtual::Times => (root.uid, root.gid),
-            Virtual::Inodes => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+            Virtual::Inodes => ours,
         };
         let time = self.tree.mounted;
         Ok(Attr {

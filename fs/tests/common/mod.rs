@@ -43,6 +43,8 @@ impl Mount {
             data_dir: root.clone(),
             store: dir.path().join("store"),
             threads: None,
+            owner_snapshots: false,
+            slow_request: tmfs_fs::SLOW_REQUEST,
         };
         change(&mut options);
         let mem = Mem::new();

@@ -108,6 +108,8 @@ pub(crate) struct Core {
     ino_bound: AtomicU64,
     /// The file system below reports holes exactly, chunk by chunk.
     pub holes_exact: bool,
+    /// The store is being closed: the rows say which chunks each layer has, although its file's holes do.
+    pub closing: AtomicBool,
     live: Mutex<HashMap<(Ino, EpochId), Weak<Layer>>>,
     /// Layers whose latest state the metadata on the disk does not have.
     pinned: Mutex<HashMap<(Ino, EpochId), Arc<Layer>>>,
@@ -210,6 +212,7 @@ impl Core {
             next_ino: AtomicU64::new(next_ino),
             ino_bound: AtomicU64::new(next_ino),
             holes_exact,
+            closing: AtomicBool::new(false),
             live: Mutex::default(),
             pinned: Mutex::default(),
             contents: Mutex::default(),
@@ -550,8 +553,9 @@ impl Source for Core {
             }
         }
         layer.row_maybe_on_disk.store(true, Ordering::Release);
-        let row = layer.row(!self.holes_exact).encode();
-        if !self.holes_exact {
+        let with_chunks = !self.holes_exact || self.closing.load(Ordering::Acquire);
+        let row = layer.row(with_chunks).encode();
+        if with_chunks {
             // The map in the row must not promise a chunk that is not on the disk.
             self.sync_layer(&layer)?;
         }

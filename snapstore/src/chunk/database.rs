@@ -7,6 +7,8 @@
 //! Each value of `rows` and `control` ends in a checksum of its key and itself: redb's own checksums are looked at when
 //! it is opened, a value's each time it is read.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use std::sync::Arc;
 
 use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
@@ -284,4 +286,15 @@ pub(super) fn database(error: impl Into<redb::Error>) -> Error {
         redb::Error::Corrupted(detail) => Error::Damaged { what: "metadata database", detail },
         other => Error::Metadata(other.to_string(), errno),
     }
+}
+
+/// Does work that reads the database, where nobody else catches a panic: on a damaged page redb panics in places. What
+/// was under way is given up, as by an error; it may be a bug, too, which the message tells.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text =
+            text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+        Err(Error::Damaged { what: "metadata", detail: format!("reading it ended in a panic: {text}") })
+    })
 }

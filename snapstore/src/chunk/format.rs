@@ -1,15 +1,11 @@
 //! The file `FORMAT`: what says that a directory is a store, and of which version.
 
-use std::fs::File;
-use std::io::Read;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
-
-use super::adopt::journal::replace_file;
+use super::adopt::journal::{read_file, replace_file};
 use crate::error::{Error, Result};
 
 /// The version of the on-disk format that this program writes, and the newest it reads.
@@ -28,16 +24,16 @@ pub(crate) struct Format {
 
 /// Reads `FORMAT` in a store's directory, and refuses what this program does not know.
 pub(crate) fn check(dir: &OwnedFd, store: &Path) -> Result<Format> {
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let file: File = match openat(dir, NAME, flags, Mode::empty()) {
-        Ok(fd) => fd.into(),
-        Err(nix::Error::ENOENT) => return Err(Error::NotAStore { path: store.into() }),
-        Err(e) => return Err(Error::Io { op: "open", path: store.join(NAME), source: e.into() }),
-    };
-    let mut bytes = Vec::new();
-    file.take(64 << 10).read_to_end(&mut bytes).map_err(Error::io("read", store.join(NAME)))?;
+    match read_file(dir.as_fd(), NAME).map_err(Error::io("read", store.join(NAME)))? {
+        Some(bytes) => parse(&bytes, store),
+        None => Err(Error::NotAStore { path: store.into() }),
+    }
+}
+
+/// What the bytes of a `FORMAT` say.
+pub(crate) fn parse(bytes: &[u8], store: &Path) -> Result<Format> {
     let damaged = |detail: &str| Error::Damaged { what: "FORMAT file", detail: detail.into() };
-    let mut lines = bytes.splitn(4, |&b| b == b'\n');
+    let mut lines = bytes.splitn(3, |&b| b == b'\n');
     if lines.next() != Some(FIRST_LINE.as_bytes()) {
         return Err(damaged("it does not begin with `tmfs store`"));
     }
@@ -49,16 +45,21 @@ pub(crate) fn check(dir: &OwnedFd, store: &Path) -> Result<Format> {
         return Err(Error::NewerFormat { store: store.into(), found: version, known: VERSION });
     }
     // The path comes last and may hold any byte, a newline too; it ends where the file does.
-    let rest = bytes.splitn(3, |&b| b == b'\n').nth(2).unwrap_or_default();
+    let rest = lines.next().unwrap_or_default();
     let data_dir = rest.strip_prefix(b"data_dir ").and_then(|r| r.strip_suffix(b"\n"));
     let data_dir = data_dir.ok_or_else(|| damaged("no data_dir"))?;
-    Ok(Format { version, data_dir: PathBuf::from(std::ffi::OsString::from_vec(data_dir.to_vec())) })
+    Ok(Format { version, data_dir: PathBuf::from(OsString::from_vec(data_dir.to_vec())) })
 }
 
 /// Writes `FORMAT` in one step, durably.
 pub(crate) fn write(dir: &OwnedFd, store: &Path, data_dir: &Path) -> Result<()> {
+    replace_file(dir.as_fd(), NAME, &text(data_dir), 0o600).map_err(Error::io("write", store.join(NAME)))
+}
+
+/// The bytes of a `FORMAT`.
+pub(crate) fn text(data_dir: &Path) -> Vec<u8> {
     let mut text = format!("{FIRST_LINE}\nformat {VERSION}\ndata_dir ").into_bytes();
     text.extend_from_slice(data_dir.as_os_str().as_bytes());
     text.push(b'\n');
-    replace_file(dir.as_fd(), NAME, &text, 0o600).map_err(Error::io("write", store.join(NAME)))
+    text
 }

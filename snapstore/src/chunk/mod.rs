@@ -11,6 +11,9 @@ mod eject;
 mod file;
 mod fold;
 mod format;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
 mod layer;
 mod lineage;

@@ -1,6 +1,7 @@
 //! Opening a store, recovering it when it was not closed, and closing it.
 //!
-//! After a clean close nothing is scanned. After anything else:
+//! After a clean close only the holes of the head's layers are looked at, since the store may have been copied. After
+//! anything else:
 //! 1. snapshots that were not durable yet are dropped, by name;
 //! 2. unsealed layers take their size from their files, and frozen epochs are sealed;
 //! 3. inodes without a name are removed, since whoever held them open is gone;
@@ -12,13 +13,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{OFlag, open as open_path};
 use nix::sys::stat::Mode;
 use parking_lot::Mutex;
 
 use super::core::{Core, HeadInstance, HeadState};
+use super::database::guarded;
 use super::layer::scan_chunks;
 use super::lineage::{EpochRow, EpochTree, Lineage};
 use super::lock::StoreLock;
@@ -39,12 +41,13 @@ pub(crate) const DATABASE: &str = "meta/meta.redb";
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<(Arc<ChunkStore>, Recovery)> {
     let dir = open_dir(path)?;
     format::check(&dir, path)?;
+    close_to_others(&dir, path)?;
     let lock = StoreLock::take(&dir, path)?;
     if adopt::alive(path)?.is_none() {
         return Err(Error::NotAStore { path: path.into() });
     }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(dir));
-    let (core, recovery) = open_on(disk, path)?;
+    let (core, recovery) = guarded(|| open_on(disk, path))?;
     let store = finish(core, Some(lock), options)?;
     Ok((store, recovery))
 }
@@ -88,12 +91,43 @@ fn refuse_older_state(disk: &dyn Disk, meta: &Meta) -> Result<()> {
     disk.remove(ACCEPT).map_err(Error::io("remove", ACCEPT))
 }
 
+/// Opens the directory of a store, or of one to be. It must be this user's: whoever owns it could change what is in it
+/// under our hands, and have root serve what he likes as root's.
 pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    open_path(path, flags, Mode::empty()).map_err(|e| match e {
+    open_own(path, OFlag::empty())
+}
+
+/// As [`open_dir`], of a store that is being made: a symlink that somebody put in its place is not followed.
+pub(crate) fn open_new_dir(path: &Path) -> Result<OwnedFd> {
+    open_own(path, OFlag::O_NOFOLLOW)
+}
+
+fn open_own(path: &Path, more: OFlag) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | more;
+    let dir = open_path(path, flags, Mode::empty()).map_err(|e| match e {
         nix::Error::ENOENT | nix::Error::ENOTDIR => Error::NotAStore { path: path.into() },
         e => Error::Io { op: "open", path: path.into(), source: e.into() },
-    })
+    })?;
+    let stat = nix::sys::stat::fstat(&dir).map_err(|e| Error::Io {
+        op: "stat",
+        path: path.into(),
+        source: e.into(),
+    })?;
+    if stat.st_uid != nix::unistd::geteuid().as_raw() {
+        return Err(Error::ForeignStore { store: path.into(), owner: stat.st_uid });
+    }
+    Ok(dir)
+}
+
+/// Closes a store to everybody else: a copy may have been made with other permissions.
+fn close_to_others(dir: &OwnedFd, path: &Path) -> Result<()> {
+    let io = |op: &'static str| move |e: nix::Error| Error::Io { op, path: path.into(), source: e.into() };
+    let mode = nix::sys::stat::fstat(dir).map_err(io("stat"))?.st_mode;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    tracing::warn!("{}: others could enter the store; it is closed to them now", path.display());
+    nix::sys::stat::fchmod(dir, Mode::from_bits_truncate(mode & 0o700)).map_err(io("chmod"))
 }
 
 /// Opens and recovers a store on any disk.
@@ -125,6 +159,9 @@ pub(crate) fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<(Arc<Core>, Re
         }
     }
     let mut recovery = Recovery { clean, ..Recovery::default() };
+    if clean && holes_exact {
+        restore_holes(&core, epoch)?;
+    }
     core.meta.apply_control(vec![("clean".into(), None)]);
     if !clean {
         recover(&core, &mut recovery)?;
@@ -156,7 +193,7 @@ pub(crate) fn close(core: &Arc<Core>) -> Result<()> {
         core.purge_orphans()?;
     }
     // Folding can wait for the next time.
-    core.stopping.store(true, std::sync::atomic::Ordering::Release);
+    core.stopping.store(true, Ordering::Release);
     // Open files are gone; what they wrote is not. One file that cannot be synced must not cost the others.
     let mut failed = None;
     for layer in core.pinned_layers() {
@@ -171,6 +208,7 @@ pub(crate) fn close(core: &Arc<Core>) -> Result<()> {
     for epoch in frozen {
         failed = failed.or(core.wait_sealed(epoch).err());
     }
+    core.closing.store(true, Ordering::Release);
     failed = failed.or(core.sync_unsealed().err());
     if let Some(error) = failed {
         core.commit(false)?;
@@ -183,7 +221,7 @@ pub(crate) fn close(core: &Arc<Core>) -> Result<()> {
 }
 
 impl Core {
-    /// Syncs every layer of the head's epoch, and notes their sizes: a clean mount then scans nothing.
+    /// Syncs every layer of the head's epoch, and notes their sizes and chunks: see [`restore_holes`].
     fn sync_unsealed(&self) -> Result<()> {
         let epoch = self.head().epoch;
         for ino in self.meta.touched_layers(epoch)? {
@@ -331,6 +369,53 @@ fn recover_epoch(core: &Core, epoch: EpochId) -> Result<()> {
             row.chunks = None;
         }
         rows.push((key, row.encode()));
+    }
+    core.meta.rewrite(|w| rows.iter().try_for_each(|(key, row)| w.put(key, epoch, Some(row))))
+}
+
+/// Has the holes of the head's layers say again what the rows said when the store was closed. A copy may have made
+/// holes of zeros, behind which older data would show, or zeros of holes. From here on the holes count, and the rows say
+/// nothing: a write that only fills a hole changes no row.
+fn restore_holes(core: &Core, epoch: EpochId) -> Result<()> {
+    let mut rows: Vec<(Key, Vec<u8>)> = Vec::new();
+    for ino in core.meta.touched_layers(epoch)? {
+        let Some(Some(bytes)) = core.meta.row_at(&Key::layer(ino), epoch)? else { continue };
+        let mut row = LayerRow::decode(&bytes)?;
+        if row.sealed || row.limit == 0 {
+            continue;
+        }
+        let Some(wanted) = row.chunks.take() else { continue };
+        rows.push((Key::layer(ino), row.encode()));
+        let path = row.file.path(ino);
+        let restore = || -> std::io::Result<()> {
+            let file = core.disk.open(&path)?;
+            let found = scan_chunks(&*file, row.size)?;
+            if found == wanted {
+                return Ok(());
+            }
+            tracing::info!("{path}: copied with other holes than it had; they are restored");
+            for chunk in &wanted - &found {
+                let at = u64::from(chunk) * CHUNK_SIZE;
+                let len = CHUNK_SIZE.min(row.size.saturating_sub(at));
+                file.write_at(&[0; CHUNK_SIZE as usize][..len as usize], at)?;
+            }
+            for chunk in &found - &wanted {
+                file.punch(u64::from(chunk) * CHUNK_SIZE, CHUNK_SIZE)?;
+            }
+            file.sync_data()
+        };
+        match restore() {
+            // Its reader is told; the rest of the store is as good as ever.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                tracing::error!(
+                    "inode {ino}, epoch {epoch}: its layer {path} is missing; what it held is lost"
+                );
+            }
+            done => done.map_err(Error::io("restore the holes of", &path))?,
+        }
+    }
+    if rows.is_empty() {
+        return Ok(());
     }
     core.meta.rewrite(|w| rows.iter().try_for_each(|(key, row)| w.put(key, epoch, Some(row))))
 }

@@ -16,7 +16,11 @@
 use roaring::RoaringBitmap;
 
 use crate::error::{Error, Result};
-use crate::types::{EpochId, FileKind, Ino, Timestamp};
+use crate::types::{CHUNK_SIZE, EpochId, FileKind, Ino, MAX_FILE_SIZE, NAME_MAX, Timestamp};
+
+/// Blocks of 512 bytes: far more than the largest file takes with all that a file system adds, and few enough that the
+/// sum over all layers is a number.
+const MOST_BLOCKS: u64 = 1 << 40;
 
 const INODE: u8 = 1;
 const DENTRY: u8 = 2;
@@ -119,14 +123,23 @@ impl Key {
         let (&kind, rest) = self.0.split_first().ok_or_else(damaged)?;
         let (ino, name) = rest.split_first_chunk::<8>().ok_or_else(damaged)?;
         let ino = Ino(u64::from_be_bytes(*ino));
+        if ino.0 >> Ino::BITS != 0 {
+            return Err(damaged());
+        }
         let ended = || match name.split_last() {
-            Some((0, name)) if !name.is_empty() && !name.contains(&0) => Ok(name),
+            Some((0, name)) if (1..=NAME_MAX).contains(&name.len()) && !name.contains(&0) => Ok(name),
             _ => Err(damaged()),
+        };
+        // A name that leads elsewhere would have an eject write there.
+        let entry = || match ended()? {
+            b"." | b".." => Err(damaged()),
+            name if name.contains(&b'/') => Err(damaged()),
+            name => Ok(name),
         };
         match kind {
             INODE if name.is_empty() => Ok(KeyKind::Inode(ino)),
             LAYER if name.is_empty() => Ok(KeyKind::Layer(ino)),
-            DENTRY => Ok(KeyKind::Dentry(ino, ended()?)),
+            DENTRY => Ok(KeyKind::Dentry(ino, entry()?)),
             XATTR => Ok(KeyKind::Xattr(ino, ended()?)),
             _ => Err(damaged()),
         }
@@ -219,7 +232,10 @@ impl LayerFile {
         let ino = parts.next()?.parse().ok()?;
         let epoch = parts.next()?.parse().ok()?;
         let turn = parts.next().map_or(Some(0), |t| t.parse().ok())?;
-        parts.next().is_none().then_some((Ino(ino), LayerFile { epoch: EpochId(epoch), turn }))
+        let (ino, file) = (Ino(ino), LayerFile { epoch: EpochId(epoch), turn });
+        // Numbers can be written in several ways; a layer's name is written in one.
+        file.path(ino).strip_prefix(&LayerFile::dir(ino))?.strip_prefix('/').filter(|&own| own == name)?;
+        Some((ino, file))
     }
 }
 
@@ -254,7 +270,7 @@ impl Row for InodeRow {
             gid: r.u32()?,
             nlink: r.u32()?,
             rdev: r.u32()?,
-            parent: Ino(r.u64()?),
+            parent: r.ino()?,
             atime: r.time()?,
             mtime: r.time()?,
             ctime: r.time()?,
@@ -276,7 +292,7 @@ impl Row for DentryRow {
 
     fn decode(bytes: &[u8]) -> Result<DentryRow> {
         let mut r = Reader { bytes, what: "directory entry" };
-        let row = DentryRow { ino: Ino(r.u64()?), kind: r.kind()? };
+        let row = DentryRow { ino: r.ino()?, kind: r.kind()? };
         r.end()?;
         Ok(row)
     }
@@ -313,6 +329,12 @@ impl Row for LayerRow {
         row.zeroed = r.bitmap()?.unwrap_or_default();
         row.chunks = r.bitmap()?;
         r.end()?;
+        if row.size.max(row.limit) > MAX_FILE_SIZE {
+            return Err(r.damaged("no file is so large"));
+        }
+        if row.blocks >= MOST_BLOCKS || row.visible > MAX_FILE_SIZE / CHUNK_SIZE {
+            return Err(r.damaged("no file takes so much space"));
+        }
         if row.chunks.is_none() && row.sealed && row.limit > 0 {
             return Err(r.damaged("a sealed layer that inherits has to say what it has itself"));
         }
@@ -400,6 +422,11 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.take(8)?.try_into().expect("eight bytes")))
     }
 
+    fn ino(&mut self) -> Result<Ino> {
+        let ino = Ino(self.u64()?);
+        if ino.0 >> Ino::BITS == 0 { Ok(ino) } else { Err(self.damaged("no inode has such a number")) }
+    }
+
     fn bytes(&mut self) -> Result<&'a [u8]> {
         let n = self.u32()?;
         self.take(n as usize)
@@ -426,9 +453,12 @@ impl<'a> Reader<'a> {
     fn bitmap(&mut self) -> Result<Option<RoaringBitmap>> {
         match self.bytes()?.split_first() {
             None => Ok(None),
-            Some((_, bytes)) => RoaringBitmap::deserialize_from(bytes)
-                .map(Some)
-                .map_err(|e| self.damaged(&format!("chunk bitmap: {e}"))),
+            Some((1, mut bytes)) => {
+                let bitmap = RoaringBitmap::deserialize_from(&mut bytes)
+                    .map_err(|e| self.damaged(&format!("chunk bitmap: {e}")))?;
+                if bytes.is_empty() { Ok(Some(bitmap)) } else { Err(self.damaged("chunk bitmap: too long")) }
+            }
+            Some(_) => Err(self.damaged("chunk bitmap: of an unknown kind")),
         }
     }
 
@@ -480,6 +510,8 @@ mod tests {
         assert_eq!(LayerFile::parse("50000.12"), Some((Ino(50_000), plain)));
         let again = LayerFile { turn: 2, ..plain };
         assert_eq!(LayerFile::parse("50000.12.2"), Some((Ino(50_000), again)));
-        assert_eq!(LayerFile::parse("lost+found"), None);
+        for foreign in ["lost+found", "", "1", "1.2.3.4", "+1.2", "01.2", "1.2.0", "1.-2"] {
+            assert_eq!(LayerFile::parse(foreign), None, "{foreign}");
+        }
     }
 }

@@ -162,7 +162,7 @@ impl Backend for ChunkStore {
         if *closed {
             return Ok(());
         }
-        let done = super::open::close(&self.core);
+        let done = super::database::guarded(|| super::open::close(&self.core));
         if let Some(mut workers) = self.workers.lock().take() {
             workers.stop();
         }

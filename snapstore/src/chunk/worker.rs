@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::database::guarded;
 use super::verify::SCRUB_AFTER;
 use crate::error::Result;
 
@@ -63,7 +64,7 @@ fn scrub_loop(core: &Arc<Core>) {
                 return;
             }
         }
-        match core.scrub_if_due() {
+        match guarded(|| core.scrub_if_due()) {
             Err(crate::Error::Closed) => {}
             done => core.report("scrub", done),
         }
@@ -95,8 +96,8 @@ fn seal_loop(core: &Arc<Core>) {
         }
         if last_commit.elapsed() >= COMMIT_EVERY {
             // Data first and outside any lock; then the commit finds nothing left to wait for.
-            let synced = core.sync_waiting();
-            let committed = core.commit(synced.is_ok());
+            let synced = guarded(|| core.sync_waiting());
+            let committed = guarded(|| core.commit(synced.is_ok()));
             core.report("periodic sync", synced);
             core.report("periodic commit", committed);
             last_commit = Instant::now();
@@ -119,7 +120,7 @@ fn reclaim_loop(core: &Arc<Core>) {
         };
         core.remove_files(remove);
         if reclaim {
-            core.report("reclaim", core.reclaim(|| core.work.lock().stop));
+            core.report("reclaim", guarded(|| core.reclaim(|| core.work.lock().stop)));
         }
         core.finish_one();
     }
@@ -186,7 +187,7 @@ impl Core {
     }
 
     fn seal_reporting(&self, epoch: crate::types::EpochId) {
-        let done = self.seal(epoch);
+        let done = guarded(|| self.seal(epoch));
         {
             let mut work = self.work.lock();
             match &done {

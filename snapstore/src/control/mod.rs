@@ -172,6 +172,12 @@ pub struct Status {
     pub requests: std::collections::BTreeMap<String, u64>,
     /// Panics caught in request handlers (each one is a bug to report).
     pub panics: u64,
+    /// Requests that are not answered yet and have taken longer than they should (30 seconds).
+    #[serde(default)]
+    pub overdue_requests: u64,
+    /// Requests that ever took so long.
+    #[serde(default)]
+    pub slow_requests: u64,
     /// Resident memory of the daemon in bytes.
     pub memory_bytes: Option<u64>,
     /// What could not be set up at the mount, in words (for example without root).

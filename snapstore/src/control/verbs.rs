@@ -66,6 +66,8 @@ pub fn status_base(backend: &dyn Backend, located: &Located) -> Result<Status> {
         open_for_writing: 0,
         requests: Default::default(),
         panics: 0,
+        overdue_requests: 0,
+        slow_requests: 0,
         memory_bytes: None,
         limits: Vec::new(),
         verifying: backend.activity(),

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-use nix::fcntl::{AtFlags, FallocateFlags, OFlag};
+use nix::fcntl::{AtFlags, FallocateFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use nix::unistd::Whence;
 
@@ -26,13 +26,21 @@ impl RealDisk {
         RealDisk { dir }
     }
 
+    /// Opens a path that leads through no symlink, and so not out of the store.
     fn open_with(&self, path: &str, flags: OFlag) -> io::Result<OwnedFd> {
-        Ok(nix::fcntl::openat(
-            self.dir.as_fd(),
-            path,
-            flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW,
-            Mode::from_bits_truncate(0o600),
-        )?)
+        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        // Only what is made takes a mode; the call refuses one elsewhere.
+        let mode = if flags.contains(OFlag::O_CREAT) { 0o600 } else { 0 };
+        let mode = Mode::from_bits_truncate(mode);
+        let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+        let how = OpenHow::new().flags(flags).mode(mode).resolve(resolve);
+        match openat2(self.dir.as_fd(), path, how) {
+            // Kernels before 5.6, and sandboxes that do not know the call.
+            Err(nix::Error::ENOSYS | nix::Error::EPERM) => {
+                Ok(nix::fcntl::openat(self.dir.as_fd(), path, flags, mode)?)
+            }
+            opened => Ok(opened?),
+        }
     }
 
     fn open_dir(&self, path: &str) -> io::Result<OwnedFd> {
@@ -47,7 +55,6 @@ impl Disk for RealDisk {
 
     fn create(&self, path: &str) -> io::Result<Arc<dyn DiskFile>> {
         let fd = self.open_with(path, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
-        // The daemon lives without a umask; a layer is its owner's alone.
         Ok(Arc::new(RealFile(fd.into())))
     }
 

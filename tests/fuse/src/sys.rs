@@ -227,3 +227,22 @@ pub fn open_lmdb(dir: &Path, write_map: bool) -> heed::Result<heed::Env> {
 fn c_path(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).expect("a path without a NUL")
 }
+
+/// Does something as another user without any rights: on a thread of its own, whose user is changed for good.
+pub fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> T {
+    let run = || {
+        // The calls themselves, not the library's, which would change all threads.
+        // SAFETY: no pointer is read, since the list of groups is said to be empty.
+        let groups = unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) };
+        // SAFETY: the call takes numbers only.
+        let gid = unsafe { libc::syscall(libc::SYS_setresgid, uid, uid, uid) };
+        // SAFETY: the call takes numbers only.
+        let user = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+        assert_eq!((groups, gid, user), (0, 0, 0), "{}", io::Error::last_os_error());
+        work()
+    };
+    std::thread::scope(|scope| match scope.spawn(run).join() {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}

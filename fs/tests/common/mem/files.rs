@@ -67,6 +67,8 @@ impl FileWrite for LiveFile {
     }
 
     fn sync(&self, _data_only: bool) -> Result<()> {
+        let gate = self.head.world.lock().gate.clone();
+        let _open = gate.read();
         self.head.write(|w| {
             w.synced += 1;
             Ok(())

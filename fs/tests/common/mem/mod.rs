@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use snapstore::backend::*;
 use snapstore::progress::Progress;
 use snapstore::verify::VerifyReport;
@@ -53,6 +53,8 @@ struct World {
     abandoned: Vec<Abandoned>,
     closed: bool,
     synced: u64,
+    /// Syncs wait while this is held.
+    gate: Arc<RwLock<()>>,
 }
 
 /// The backend.
@@ -254,6 +256,7 @@ impl Mem {
             abandoned: Vec::new(),
             closed: false,
             synced: 0,
+            gate: Arc::default(),
         })))
     }
 
@@ -265,6 +268,11 @@ impl Mem {
     /// How many inodes the live head has, nameless ones too.
     pub fn inodes(&self) -> usize {
         self.0.lock().live.inodes.len()
+    }
+
+    /// Syncs wait while this is locked for writing.
+    pub fn gate(&self) -> Arc<RwLock<()>> {
+        self.0.lock().gate.clone()
     }
 
     /// How many syncs reached it.

@@ -67,10 +67,14 @@ impl RootAttrs {
 pub(crate) fn read(store: BorrowedFd<'_>) -> Result<Option<Journal>> {
     match read_file(store, NAME).map_err(Error::io("read", NAME))? {
         None => Ok(None),
-        Some(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|e| Error::Damaged { what: "UNFINISHED file", detail: e.to_string() }),
+        Some(bytes) => parse(&bytes).map(Some),
     }
+}
+
+/// What the bytes of a journal say.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Journal> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| Error::Damaged { what: "UNFINISHED file", detail: e.to_string() })
 }
 
 /// Makes the journal say this, durably.
@@ -105,11 +109,12 @@ pub(crate) fn read_file(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<Ve
     Ok(Some(bytes))
 }
 
-/// Puts a small file in place of what was there, in one step, durably.
+/// Puts a small file in place of what was there, in one step, durably. It has this mode, whatever the umask is.
 pub(crate) fn replace_file(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
     let fresh = format!("{name}.new");
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     let mut file: File = openat(dir, fresh.as_str(), flags, Mode::from_bits_truncate(mode))?.into();
+    nix::sys::stat::fchmod(&file, Mode::from_bits_truncate(mode))?;
     file.write_all(bytes)?;
     file.sync_all()?;
     renameat(dir, fresh.as_str(), dir, name)?;

@@ -21,7 +21,7 @@ pub(crate) const NAME: &str = "THIS-IS-A-TMFS-DATA-DIR.txt";
 const STORE: &[u8] = b"\nstore: ";
 
 /// The marker's text.
-fn text(data_dir: &Path, store: &Path) -> Vec<u8> {
+pub(crate) fn text(data_dir: &Path, store: &Path) -> Vec<u8> {
     let dir = data_dir.display();
     let words = format!(
         "This is a tmfs data dir that is not mounted. Nothing is lost: its files are kept in the store named below.\n\
@@ -46,8 +46,12 @@ fn text(data_dir: &Path, store: &Path) -> Vec<u8> {
 
 /// The store that the marker in `dir` names; `None` when there is no marker.
 pub(crate) fn read(dir: BorrowedFd<'_>) -> io::Result<Option<PathBuf>> {
-    let Some(text) = read_file(dir, NAME)? else { return Ok(None) };
-    let Some(at) = text.windows(STORE.len()).rposition(|w| w == STORE) else { return Ok(None) };
+    Ok(read_file(dir, NAME)?.and_then(|text| parse(&text)))
+}
+
+/// The store that a marker's text names.
+pub(crate) fn parse(text: &[u8]) -> Option<PathBuf> {
+    let at = text.windows(STORE.len()).rposition(|w| w == STORE)?;
     let line = text[at + STORE.len()..].split(|&b| b == b'\n').next().unwrap_or_default();
     let mut path = Vec::new();
     let mut bytes = line.iter();
@@ -57,7 +61,7 @@ pub(crate) fn read(dir: BorrowedFd<'_>) -> io::Result<Option<PathBuf>> {
             (byte, false) => path.push(byte),
         }
     }
-    Ok(Some(OsString::from_vec(path).into()))
+    Some(OsString::from_vec(path).into())
 }
 
 /// Writes the marker file into `dir`, durably.

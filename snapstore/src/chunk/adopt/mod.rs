@@ -17,7 +17,6 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -108,7 +107,10 @@ fn begin(place: &Place, progress: &dyn Progress) -> Result<()> {
             return Err(refuse(&place.store, reason));
         }
     };
-    let store = open::open_dir(&place.store)?;
+    let store = open::open_new_dir(&place.store).map_err(|e| match e {
+        Error::NotAStore { path } => refuse(&path, "is no directory; name another place with --store"),
+        e => e,
+    })?;
     let _lock = StoreLock::take(&store, &place.store)?;
     // Somebody else may have been quicker between the look and the lock.
     if journal::read(store.as_fd())?.is_some() || !matches!(place::examine(&place.store)?, There::Nothing) {
@@ -302,7 +304,7 @@ pub(crate) fn put_back(data_dir: &Path, store: Option<&Path>) -> Result<()> {
     let path = parent.join(name);
     let candidates = [store.map(place::store_path).transpose()?, place::beside(&path)];
     for store in candidates.into_iter().flatten() {
-        let Ok(dir) = own_dir(&store) else { continue };
+        let Ok(dir) = open::open_new_dir(&store) else { continue };
         let above = place::open_dir(&parent).map_err(Error::io("open", &parent))?;
         if !matches!(journal::read(dir.as_fd()), Ok(Some(_))) {
             continue;
@@ -328,17 +330,6 @@ pub(crate) fn put_back(data_dir: &Path, store: Option<&Path>) -> Result<()> {
         return sync_above(&path);
     }
     Ok(())
-}
-
-/// A directory of ours, no symlink.
-fn own_dir(path: &Path) -> std::io::Result<OwnedFd> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let dir = nix::fcntl::open(path, flags, Mode::empty())?;
-    let owner = crate::sys::stat_at(dir.as_fd(), OsStr::new(""))?.uid;
-    match owner == nix::unistd::geteuid().as_raw() {
-        true => Ok(dir),
-        false => Err(std::io::ErrorKind::PermissionDenied.into()),
-    }
 }
 
 /// A complete store: what an interrupted eject left is removed, and the marker is as it should be.

@@ -18,7 +18,6 @@ mod commit;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -26,7 +25,8 @@ use parking_lot::{Mutex, RwLock};
 use redb::{ReadableDatabase, ReadableTable};
 
 use super::database::{
-    CACHE_BYTES, CONTROL, ROWS, ReadView, RowWriter, SUMS, TOUCHED, database, live, open_value, seal_value,
+    CACHE_BYTES, CONTROL, ROWS, ReadView, RowWriter, SUMS, TOUCHED, database, guarded, live, open_value,
+    seal_value,
 };
 use super::lineage::Lineage;
 use super::rows::{Key, KeyKind, LayerFile, Row, split_epoch};
@@ -108,10 +108,7 @@ impl Meta {
     /// Opens the database, or makes it in an empty file.
     pub(crate) fn open(backend: impl redb::StorageBackend) -> Result<Meta> {
         // redb trusts a page's insides before it has compared its checksum, and panics when they make no sense.
-        catch_unwind(AssertUnwindSafe(|| Meta::open_whole(backend))).unwrap_or_else(|_| {
-            let detail = "a page makes no sense".to_owned();
-            Err(Error::Damaged { what: "metadata database", detail })
-        })
+        guarded(|| Meta::open_whole(backend))
     }
 
     fn open_whole(backend: impl redb::StorageBackend) -> Result<Meta> {

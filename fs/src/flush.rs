@@ -64,6 +64,8 @@ impl Mounted {
             Ok(false) => closed.lock().push(*writer),
             Err(error) => failures.lock().push((*writer, error)),
         });
+        // Telling the kernel something takes the connection, which those threads do not have.
+        for_each(&writers, |writer| self.drop_path_of(writer.id));
         for_each(&closed.into_inner(), |writer| {
             if let Err(error) = self.write_back(writer.id) {
                 failures.lock().push((*writer, error));
@@ -96,7 +98,7 @@ impl Mounted {
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(self.path_of(id));
-        let result = match opened {
+        match opened {
             Ok(file) => sync_pages(&file).map(|()| true),
             // Closed for good since we listed it, so the kernel has flushed it.
             Err(_) if !self.tree.handles.is_writer(id) => Ok(true),
@@ -107,9 +109,7 @@ impl Mounted {
                 Ok(false)
             }
             Err(error) => Err(error),
-        };
-        self.drop_path_of(id);
-        result
+        }
     }
 
     /// The slow way: dropping cached pages writes them back first.

@@ -29,9 +29,9 @@ use crate::tree::{Caller, MountTree, Node, TreeOptions, height_of};
 /// So many barriers may see a change of names or sizes, before such changes are held back.
 const FREE_ROUNDS: usize = 3;
 /// So many barriers may fail to get a moment of rest even so.
-const HELD_ROUNDS: usize = 10;
-/// For how long a change of names or sizes waits at most.
-const LONGEST_HOLD: std::time::Duration = std::time::Duration::from_millis(20);
+const HELD_ROUNDS: usize = 6;
+/// For how long a change of names or sizes waits at most in the first such round; twice as long in each further one.
+const SHORTEST_HOLD: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// A mounted file system.
 pub struct Mounted {
@@ -176,7 +176,8 @@ impl Mounted {
     ) -> std::result::Result<SnapshotInfo, NotCut> {
         let order = &self.tree.order;
         for round in 0..FREE_ROUNDS + HELD_ROUNDS {
-            let _held = (round >= FREE_ROUNDS).then(|| order.hold(LONGEST_HOLD));
+            let held = round.checked_sub(FREE_ROUNDS);
+            let _held = held.map(|round| order.hold(SHORTEST_HOLD * (1 << round)));
             let gate = order.unchanged();
             self.flush_writers().map_err(NotCut::Flush)?;
             if let Some(taken) = self.backend.cut(height, options, &gate).map_err(NotCut::Store)? {

@@ -2,12 +2,9 @@
 
 mod fusermount;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::path::Path;
-
-use nix::sched::{CloneFlags, unshare};
+use std::os::fd::AsRawFd;
 
 pub(crate) use fusermount::mount as mount_by_fusermount;
 
@@ -22,22 +19,14 @@ pub(crate) fn write_and_wait(file: &File) -> io::Result<()> {
     }
 }
 
-/// Gives the calling thread, and it alone, descriptors of its own: all that there are now but those of `/dev/fuse`. What
-/// is opened later is its own, or the other threads'.
+/// Gives the calling thread, and it alone, descriptors of its own: the three standard ones, and what it opens from now
+/// on. It must not use any other that it has from before.
 pub(crate) fn leave_fuse() -> io::Result<()> {
-    unshare(CloneFlags::CLONE_FILES)?;
-    let mut connections: Vec<RawFd> = Vec::new();
-    for entry in fs::read_dir("/proc/thread-self/fd")? {
-        let entry = entry?;
-        if fs::read_link(entry.path()).is_ok_and(|file| file == Path::new("/dev/fuse"))
-            && let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok())
-        {
-            connections.push(number);
-        }
+    let (first, last, unshare) = (3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE);
+    // SAFETY: the call takes numbers only. The descriptors stay open in the table that the other threads share; what
+    // owns one of them is never dropped on this thread.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, unshare) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    for connection in connections {
-        // Not an `OwnedFd`'s any more: that one is in the table which the other threads share.
-        nix::unistd::close(connection)?;
-    }
-    Ok(())
 }

@@ -25,6 +25,8 @@ mod snapshots;
 mod space;
 mod store;
 mod tree;
+#[cfg(test)]
+mod twins;
 mod worker;
 
 use std::path::{Path, PathBuf};

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 mod database;
 mod real;
+#[cfg(test)]
+pub(crate) mod twin;
 
 pub(crate) use database::DatabaseFile;
 pub(crate) use real::RealDisk;

@@ -11,7 +11,7 @@
 //! `control` (snapshots and rollbacks) → `names` → an [`Op`] → a file's stack → a layer's state → the metadata's
 //! tables. `pinned`, `live`, `contents`, `discarded` and `promised` are leaves.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -109,7 +109,7 @@ pub(crate) struct Core {
     pub holes_exact: bool,
     live: Mutex<HashMap<(Ino, EpochId), Weak<Layer>>>,
     /// Layers whose latest state the metadata on the disk does not have.
-    pinned: Mutex<HashMap<(Ino, EpochId), Arc<Layer>>>,
+    pinned: Mutex<BTreeMap<(Ino, EpochId), Arc<Layer>>>,
     contents: Mutex<HashMap<(Ino, ScopeKey), Weak<Content>>>,
     /// Counts changes of layers under open files.
     folds: AtomicU64,
@@ -130,6 +130,9 @@ pub(crate) struct Core {
     pub ended: RwLock<HashSet<EpochId>>,
     /// Layers whose sync has failed.
     failed: Mutex<HashSet<(Ino, EpochId)>>,
+    /// Files of unsealed layers whose names are durable: those who come back to such a layer need not sync its
+    /// directory again.
+    anchored: Mutex<HashSet<(Ino, LayerFile)>>,
     /// Inodes of the head without a name, held open.
     pub orphans: Mutex<HashSet<Ino>>,
     /// Serializes callers that do the background's work themselves. Order: before everything else.
@@ -217,6 +220,7 @@ impl Core {
             pins: Mutex::default(),
             ended: RwLock::default(),
             failed: Mutex::default(),
+            anchored: Mutex::default(),
             orphans: Mutex::default(),
             working: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -345,6 +349,9 @@ impl Core {
         if !row.sealed && self.failed.lock().contains(&(ino, epoch)) {
             loaded.mark_failed();
         }
+        if !row.sealed && self.anchored.lock().contains(&(ino, row.file)) {
+            loaded.anchored.store(true, Ordering::Release);
+        }
         let mut live = self.live.lock();
         if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade).filter(|l| is_current(l, &row)) {
             return Ok(layer);
@@ -405,6 +412,7 @@ impl Core {
     /// Has the next commit, once it has succeeded, remove a layer file. To be called after the change that stops
     /// referring to it was applied.
     pub(crate) fn discard_file(&self, ino: Ino, file: LayerFile) {
+        self.forget_anchor(ino, file);
         self.discarded.lock().push((ino, file));
     }
 
@@ -420,6 +428,11 @@ impl Core {
 
     pub(crate) fn pinned_layer(&self, ino: Ino, epoch: EpochId) -> Option<Arc<Layer>> {
         self.pinned.lock().get(&(ino, epoch)).cloned()
+    }
+
+    /// A layer is final: its name's durability is no question any more.
+    pub(crate) fn forget_anchor(&self, ino: Ino, file: LayerFile) {
+        self.anchored.lock().remove(&(ino, file));
     }
 
     /// Gives up a layer that will never be committed.
@@ -507,7 +520,14 @@ impl Core {
     pub(crate) fn sync_layer(&self, layer: &Layer) -> Result<()> {
         layer.sync(&*self.disk).inspect_err(|_| {
             self.failed.lock().insert((layer.ino, layer.epoch));
-        })
+        })?;
+        if layer.anchored.load(Ordering::Acquire) {
+            let state = layer.state.read();
+            if !state.sealed {
+                self.anchored.lock().insert((layer.ino, state.file));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -135,7 +135,8 @@ impl Layer {
         let LayerRow { file, size, limit, blocks, visible, sealed, zeroed, chunks } = row;
         let state = LayerState { file, created: true, size, limit, blocks, visible, sealed, zeroed, chunks };
         let layer = Layer::with_state(ino, epoch, state, false);
-        layer.anchored.store(true, Ordering::Relaxed);
+        // A row that inherits is committed after the file's name is durable; a plain one need not be.
+        layer.anchored.store(sealed || limit > 0, Ordering::Relaxed);
         layer.row_on_disk.store(true, Ordering::Relaxed);
         layer.row_maybe_on_disk.store(true, Ordering::Relaxed);
         // Whoever wrote it may have died before a sync.

@@ -7,8 +7,7 @@ use super::model::{Head, Model};
 use super::state::{State, os};
 use super::{Store, open_store};
 use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, Times, Tree};
-use crate::chunk::Recovery;
-use crate::disk::twin::{Media, MemDisk};
+use crate::disk::twin::{Media, MemDisk, Sampler};
 use crate::types::{CHUNK_SIZE, EpochId, FileKind, Height, Ino};
 
 /// How thoroughly a recovered store is looked at.
@@ -26,13 +25,24 @@ pub struct Depth {
 /// two: then they are the same). Panics when a promise is broken.
 pub fn check(image: Media, before: &Model, after: &Model, depth: Depth) {
     let disk = MemDisk::new(image);
-    let (store, recovery) = open_store(&disk).unwrap_or_else(|e| panic!("the store does not open: {e}"));
-    let found = compare(&store, &recovery, before, after);
     if depth.again {
+        disk.watch();
+    }
+    let (store, _) = open_store(&disk).unwrap_or_else(|e| panic!("the store does not open: {e}"));
+    let found = compare(&store, before, after);
+    if depth.again {
+        // In the middle of the recovery, too.
+        let taken = disk.taken();
+        for (n, media) in taken.iter().enumerate() {
+            let again = MemDisk::new(media.image(&mut Sampler::new(n as u64 + taken.len() as u64)));
+            let (store, _) =
+                open_store(&again).unwrap_or_else(|e| panic!("half recovered, it does not open: {e}"));
+            compare(&store, before, after);
+        }
         let again = MemDisk::new(disk.media().all_dropped());
         let (store, _) = open_store(&again).unwrap_or_else(|e| panic!("it does not open again: {e}"));
         found.check(&State::of(&*store.head()), "after a second power cut, the live tree");
-        compare(&store, &Recovery::default(), before, after);
+        compare(&store, before, after);
     }
     if depth.go_on {
         go_on(&store, &disk, &found);
@@ -43,7 +53,7 @@ pub fn check(image: Media, before: &Model, after: &Model, depth: Depth) {
 }
 
 /// Compares an open store with the promises. Returns the live tree.
-pub fn compare(store: &Store, recovery: &Recovery, before: &Model, after: &Model) -> State {
+pub fn compare(store: &Store, before: &Model, after: &Model) -> State {
     let serial = store.head_serial();
     let head = [&after.head, &before.head].into_iter().find(|h| h.serial == serial);
     let head = head.unwrap_or_else(|| panic!("nobody knows a head of serial {serial}"));
@@ -52,7 +62,7 @@ pub fn compare(store: &Store, recovery: &Recovery, before: &Model, after: &Model
     let found = State::of(&*store.head());
     live(&found, head, promised);
     // An operation that failed may have made a head that `after` does not have: then the old one's snapshots count.
-    snapshots(store, recovery, before, after);
+    snapshots(store, before, after);
     found
 }
 
@@ -82,7 +92,7 @@ fn live(found: &State, head: &Head, promised: &Head) {
 }
 
 /// Whether each byte is as in one of the versions.
-fn made_of(found: &Bytes, versions: &[&Bytes]) -> Result<(), String> {
+pub fn made_of(found: &Bytes, versions: &[&Bytes]) -> Result<(), String> {
     let sizes = versions.iter().map(|v| v.size);
     let (least, most) = (sizes.clone().min().unwrap_or(0), sizes.max().unwrap_or(0));
     if found.size < least || found.size > most {
@@ -115,7 +125,7 @@ fn made_of(found: &Bytes, versions: &[&Bytes]) -> Result<(), String> {
 }
 
 /// Every durable height is there, and every height that is there reads as it did.
-fn snapshots(store: &Store, recovery: &Recovery, before: &Model, after: &Model) {
+fn snapshots(store: &Store, before: &Model, after: &Model) {
     let serial = store.head_serial();
     let of =
         |m: &'_ Model| -> Option<Vec<EpochId>> { (m.head.serial == serial).then(|| m.head.path.clone()) };
@@ -133,8 +143,6 @@ fn snapshots(store: &Store, recovery: &Recovery, before: &Model, after: &Model) 
         let durable = before.snaps.get(&epoch).is_some_and(|s| s.durable);
         let height = known(&epoch).height;
         assert!(there.contains(&epoch) || !durable, "the durable height {height} is gone");
-        let dropped = recovery.dropped.contains(&Height(height));
-        assert!(!dropped || !durable, "the durable height {height} was dropped");
     }
     for info in infos {
         assert!(possible.contains(&info.epoch), "nobody took the height {} here", info.height);

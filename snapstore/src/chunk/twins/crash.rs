@@ -6,8 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::check::{Depth, check};
 use super::run::Run;
-use super::{env, long};
-use crate::disk::twin::{Media, Odometer, Sampler};
+use super::state::os;
+use super::{env, long, new_disk, open_store};
+use crate::backend::{Backend, NewInode, Times};
+use crate::disk::twin::{Media, MemDisk, Odometer, Sampler};
+use crate::types::{FileKind, Ino};
 
 /// What a run is to do.
 #[derive(Clone, Copy)]
@@ -103,4 +106,38 @@ fn every_power_cut_keeps_what_was_promised() {
         "{} images of {} power cuts ({} exhaustive): {:?}",
         tally.images, tally.cuts, tally.exhausted, tally.steps
     );
+}
+
+/// A row of a plain layer is committed whether or not its file's name is on the disk. Whoever opened the file again
+/// after that took the name for durable, and synced the content alone.
+#[test]
+fn regression_fsync_of_a_file_that_was_opened_again_keeps_its_name() {
+    let disk = new_disk();
+    let (store, _) = open_store(&disk).expect("open");
+    let head = store.head();
+    let new =
+        NewInode { kind: FileKind::Regular, mode: 0o600, umask: 0, uid: 0, gid: 0, rdev: 0, target: b"" };
+    let ino = head.create(Ino::ROOT, os("f"), &new).expect("create").ino;
+    head.open_write(ino, Times::Touch).expect("open").write_at(b"content", 0).expect("write");
+    head.sync_names().expect("commit");
+    head.open_write(ino, Times::Touch).expect("open").sync(true).expect("fsync");
+    let image = MemDisk::new(disk.media().all_dropped());
+    let (store, _) = open_store(&image).expect("open after a power cut");
+    let mut found = [0; 7];
+    store.head().open(ino).expect("open").read_at(&mut found, 0).expect("read");
+    assert_eq!(&found, b"content");
+}
+
+/// The checks find something: a disk whose syncs do nothing does not pass.
+#[test]
+fn a_disk_that_lies_about_syncs_is_found_out() {
+    let caught = (1..=5).filter(|&seed| {
+        let mut run = Run::new(seed);
+        run.disk.lie();
+        (0..80).for_each(|_| drop(run.step().expect("a step")));
+        let image = run.disk.media().all_dropped();
+        let (before, after) = (&run.model, &run.model);
+        catch_unwind(AssertUnwindSafe(|| check(image, before, after, Depth::default()))).is_err()
+    });
+    assert_eq!(caught.count(), 5);
 }

@@ -293,6 +293,38 @@ impl Run {
         Ok("reopen")
     }
 
+    /// After an operation that failed, but not the metadata: takes over what the store says, which must be as it was
+    /// before, or as the operation was to make it.
+    pub fn resync(&mut self) {
+        let heights = self.store.heights();
+        let same =
+            |m: &Model| m.head.path.iter().map(|e| Height(m.snaps[e].height)).eq(heights.iter().copied());
+        let depth = self.store.usage().expect("usage").undo_depth as usize;
+        if !same(&self.model) || self.model.left.len() != depth {
+            assert!(same(&self.before), "the heights are {heights:?}");
+            self.model.snaps = self.before.snaps.clone();
+            self.model.left = self.before.left.clone();
+            self.model.head.path = self.before.head.path.clone();
+        }
+        let found = State::of(&*self.head);
+        let head = &mut self.model.head;
+        let names = found.names();
+        assert!(
+            [&self.before.head.now, &head.now].iter().any(|s| s.names() == names),
+            "names as they never were"
+        );
+        for (ino, node) in found.nodes.iter().filter(|(_, n)| n.kind == FileKind::Regular) {
+            let last = self.before.head.files.get(ino).map_or(0, |f| f.versions.last());
+            let versions: Vec<_> = head.files[ino].versions.since(last).map(|(_, b)| b).collect();
+            super::check::made_of(&node.content, &versions)
+                .unwrap_or_else(|e| panic!("live inode {ino}: {e}"));
+        }
+        head.now = found;
+        head.note_names();
+        let files = head.now.of_kind(|n| n.kind == FileKind::Regular);
+        files.into_iter().for_each(|ino| head.note_content(ino));
+    }
+
     /// Goes on with another store object: one that was opened anew.
     pub fn take(&mut self, store: Store) {
         self.head = store.head();
@@ -335,9 +367,12 @@ impl Run {
         let (path, snap) = (self.model.head.path[..=upto].to_vec(), &self.model.snaps[&epoch]);
         let height = snap.height;
         let next = HeadModel::durable(self.store.head_serial() + 1, path, snap.state.clone());
-        self.store.rollback(HeightQuery::Exact(Height(height)), &[], false)?;
-        self.model.snap_durable(epoch);
+        let done = self.store.rollback(HeightQuery::Exact(Height(height)), &[], false);
+        if done.is_ok() {
+            self.model.snap_durable(epoch);
+        }
         self.switched(next, false);
+        done?;
         Ok("rollback")
     }
 
@@ -346,16 +381,23 @@ impl Run {
         let left = &self.model.left[i].head;
         let there = left.path.iter().filter(|e| self.model.snaps.contains_key(e)).copied().collect();
         let next = HeadModel::durable(self.store.head_serial() + 1, there, left.now.named());
-        self.store.undo_rollback(false)?;
-        self.model.left.remove(i);
-        for epoch in &next.path {
-            self.model.snaps.get_mut(epoch).expect("known").durable = true;
+        let done = self.store.undo_rollback(false);
+        if done.is_ok() {
+            self.model.left.remove(i);
+            for epoch in &next.path {
+                self.model.snaps.get_mut(epoch).expect("known").durable = true;
+            }
         }
         self.switched(next, true);
+        done?;
         Ok("undo")
     }
 
+    /// After a switch; does nothing when there was none, since it failed before it did anything.
     fn switched(&mut self, next: HeadModel, by_undo: bool) {
+        if self.store.head_serial() != next.serial {
+            return;
+        }
         let mut head = std::mem::replace(&mut self.model.head, next);
         head.names_durable();
         head.now = head.now.named();

@@ -130,8 +130,7 @@ pub(crate) struct Core {
     pub ended: RwLock<HashSet<EpochId>>,
     /// Layers whose sync has failed.
     failed: Mutex<HashSet<(Ino, EpochId)>>,
-    /// Files of unsealed layers whose names are durable: those who come back to such a layer need not sync its
-    /// directory again.
+    /// Files of unsealed layers whose names are durable.
     anchored: Mutex<HashSet<(Ino, LayerFile)>>,
     /// Inodes of the head without a name, held open.
     pub orphans: Mutex<HashSet<Ino>>,

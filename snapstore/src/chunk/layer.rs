@@ -287,8 +287,10 @@ pub(crate) fn create(disk: &dyn Disk, file: &LayerFile, ino: Ino) -> io::Result<
     let path = file.path(ino);
     match disk.create(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            disk.create_dir(&LayerFile::dir(ino))?;
-            disk.sync_dir("layers")?;
+            let dir = LayerFile::dir(ino);
+            disk.create_dir(&dir)?;
+            // Its name is durable before anything is in it, or whoever comes next would take it for durable.
+            disk.sync_dir("layers").inspect_err(|_| drop(disk.remove_dir(&dir)))?;
             disk.create(&path)
         }
         done => done,

@@ -80,6 +80,7 @@ impl Meta {
             }
         }
         txn.commit().map_err(database)?;
+        super::written(&self.storage)?;
         self.drop_closed(deferred)?;
         self.committed.fetch_max(upto, Ordering::AcqRel);
         source.after_commit();

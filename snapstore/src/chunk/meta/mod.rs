@@ -27,6 +27,7 @@ use redb::{ReadableDatabase, ReadableTable};
 use super::database::{CACHE_BYTES, CONTROL, ROWS, ReadView, RowWriter, TOUCHED, database, live};
 use super::lineage::Lineage;
 use super::rows::{Key, KeyKind, Row, split_epoch};
+use crate::disk::{DatabaseFile, Failure, Reserve};
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Ino};
 
@@ -93,11 +94,16 @@ pub(crate) struct Meta {
     /// Whether the head's epoch has any change of its own.
     head_touched: AtomicBool,
     failed: Mutex<Option<String>>,
+    /// What the database's file says: the database itself does not get to know of a failed write.
+    storage: Failure,
+    /// Space for commits on a full disk.
+    pub reserve: Arc<Reserve>,
 }
 
 impl Meta {
     /// Opens the database, or makes it in an empty file.
-    pub(crate) fn open(backend: impl redb::StorageBackend) -> Result<Meta> {
+    pub(crate) fn open(backend: DatabaseFile) -> Result<Meta> {
+        let (storage, reserve) = (backend.failure(), backend.reserve());
         let db = redb::Builder::new()
             .set_cache_size(CACHE_BYTES)
             .create_with_backend(backend)
@@ -107,6 +113,7 @@ impl Meta {
         txn.open_table(TOUCHED).map_err(database)?;
         txn.open_table(CONTROL).map_err(database)?;
         txn.commit().map_err(database)?;
+        written(&storage)?;
         let view = Arc::new(ReadView::new(&db)?);
         Ok(Meta {
             db: Mutex::new(Some(Arc::new(db))),
@@ -116,6 +123,8 @@ impl Meta {
             committed: AtomicU64::new(0),
             head_touched: AtomicBool::new(false),
             failed: Mutex::new(None),
+            storage,
+            reserve,
         })
     }
 
@@ -365,10 +374,12 @@ impl Meta {
             return Ok(());
         }
         self.check()?;
-        self.commit_now(source, full).inspect_err(|e| {
-            // What the disk has now is unknown: no later success may cover this up.
-            self.failed.lock().get_or_insert_with(|| e.to_string());
-        })
+        self.commit_now(source, full).inspect_err(|e| self.fail(e))
+    }
+
+    /// What the disk has now is unknown: no later success may cover this up.
+    fn fail(&self, error: &Error) {
+        self.failed.lock().get_or_insert_with(|| error.to_string());
     }
 
     /// Refuses when an earlier commit failed.
@@ -406,7 +417,8 @@ impl Meta {
             };
             change(&mut writer)?;
         }
-        txn.commit().map_err(database)?;
+        let committed = txn.commit().map_err(database).and_then(|()| written(&self.storage));
+        committed.inspect_err(|e| self.fail(e))?;
         let view = Arc::new(ReadView::new(&db)?);
         self.tables.write().view = view;
         Ok(())
@@ -519,6 +531,14 @@ impl Meta {
 
     fn view(&self) -> Arc<ReadView> {
         Arc::clone(&self.tables.read().view)
+    }
+}
+
+/// Whether everything written so far is on the disk.
+fn written(storage: &Failure) -> Result<()> {
+    match storage.first() {
+        Some((what, errno)) => Err(Error::Metadata(what, errno)),
+        None => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use super::bytes::Bytes;
 use super::model::{Head, Model};
 use super::state::{State, os};
 use super::{Store, open_store};
-use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, Times, Tree};
+use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, Times};
 use crate::disk::twin::{Media, MemDisk, Sampler};
 use crate::types::{CHUNK_SIZE, EpochId, FileKind, Height, Ino};
 
@@ -109,7 +109,7 @@ pub fn made_of(found: &Bytes, versions: &[&Bytes]) -> Result<(), String> {
                 bytes
             })
             .collect();
-        if theirs.iter().any(|t| *t == mine) {
+        if theirs.contains(&mine) {
             continue;
         }
         if let Some(i) = (0..mine.len()).find(|&i| theirs.iter().all(|t| t[i] != mine[i])) {

@@ -96,7 +96,7 @@ fn every_power_cut_keeps_what_was_promised() {
     if let Some(seed) = env("TMFS_SEED") {
         run(seed, plan, &mut tally);
     } else {
-        let runs = env("TMFS_RUNS").unwrap_or(if long() { 400 } else { 10 });
+        let runs = env("TMFS_RUNS").unwrap_or(if long() { 400 } else { 30 });
         let first = env("TMFS_FIRST").unwrap_or(1);
         for seed in first..first + runs {
             run(seed, plan, &mut tally);
@@ -134,7 +134,9 @@ fn a_disk_that_lies_about_syncs_is_found_out() {
     let caught = (1..=5).filter(|&seed| {
         let mut run = Run::new(seed);
         run.disk.lie();
-        (0..80).for_each(|_| drop(run.step().expect("a step")));
+        for _ in 0..80 {
+            run.step().expect("a step");
+        }
         let image = run.disk.media().all_dropped();
         let (before, after) = (&run.model, &run.model);
         catch_unwind(AssertUnwindSafe(|| check(image, before, after, Depth::default()))).is_err()

@@ -45,7 +45,8 @@ fn env(name: &str) -> Option<u64> {
 /// A new store, all of it on the disk.
 fn new_disk() -> Arc<MemDisk> {
     let disk = MemDisk::new(Media::default());
-    open::initialize(&*disk, open::root_row(0o755, 0, 0)).expect("a new store");
+    let door: Arc<dyn Disk> = Arc::<MemDisk>::clone(&disk);
+    open::initialize(&door, open::root_row(0o755, 0, 0)).expect("a new store");
     disk.sync_all().expect("sync");
     disk
 }

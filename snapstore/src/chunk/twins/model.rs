@@ -223,8 +223,8 @@ impl Model {
     /// A snapshot and all before it have become durable.
     pub fn snap_durable(&mut self, epoch: EpochId) {
         let upto = self.head.path.iter().position(|&e| e == epoch).expect("on the path");
-        for epoch in self.head.path[..=upto].to_vec() {
-            let snap = self.snaps.get_mut(&epoch).expect("known");
+        for epoch in self.head.path.clone()[..=upto].iter() {
+            let snap = self.snaps.get_mut(epoch).expect("known");
             snap.durable = true;
             self.head.reached(&snap.mark);
         }

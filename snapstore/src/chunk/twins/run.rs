@@ -8,7 +8,7 @@ use super::state::{Node, State, os};
 use super::{Store, new_disk, open_store};
 use crate::backend::{
     Allocate, Backend, FileWrite, Head, HeightQuery, NewInode, RenameMode, SetAttr, SnapshotOptions, Times,
-    Tree, XattrMode,
+    XattrMode,
 };
 use crate::disk::twin::MemDisk;
 use crate::error::Error;
@@ -18,6 +18,9 @@ const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 /// Files stay small: what matters happens at the borders of chunks.
 const MOST: u64 = 20 * 4096;
+
+/// A file of the model, opened for writing.
+type Opened = (Ino, Arc<dyn FileWrite>);
 
 /// What a step did, by name.
 pub type Step = Result<&'static str, Error>;
@@ -91,7 +94,7 @@ impl Run {
         NAMES[self.below(NAMES.len())]
     }
 
-    fn file(&mut self) -> Result<Option<(Ino, Arc<dyn FileWrite>)>, Error> {
+    fn file(&mut self) -> Result<Option<Opened>, Error> {
         let Some(ino) = self.pick(|n| n.kind == FileKind::Regular) else { return Ok(None) };
         Ok(Some((ino, self.head.open_write(ino, Times::Touch)?)))
     }

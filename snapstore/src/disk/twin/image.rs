@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::file::{Change, Content, FileState, Page};
+use super::file::{Change, Content, Page};
 use super::{Media, PAGE};
 
 /// Decides, for each thing that a power cut leaves open, how it turns out.
@@ -130,16 +130,10 @@ impl Media {
         }
         self.image(&mut Oldest)
     }
-
-    /// The files, as they were: for a look at what a test found.
-    pub(crate) fn describe(&self) -> String {
-        let line = |id: u64| {
-            let stat = self.files.get(&id).map(FileState::stat);
-            format!("{id}: {stat:?}\n")
-        };
-        self.names.ids().map(line).collect()
-    }
 }
+
+/// A state of a page: which change made it, and what it held then.
+type Version<'l> = (usize, &'l Change, &'l Option<Page>);
 
 /// A file's content after a power cut.
 pub(super) fn content(kept: &Content, log: &[Change], choices: &mut dyn Choices) -> Content {
@@ -148,7 +142,7 @@ pub(super) fn content(kept: &Content, log: &[Change], choices: &mut dyn Choices)
     if let Some(last) = log[..upto].last() {
         (after.size, after.mtime) = (last.size, last.mtime);
     }
-    let mut versions: BTreeMap<u64, Vec<(usize, &Change, &Option<Page>)>> = BTreeMap::new();
+    let mut versions: BTreeMap<u64, Vec<Version<'_>>> = BTreeMap::new();
     for (at, change) in log.iter().enumerate() {
         for (page, bytes) in &change.pages {
             versions.entry(*page).or_default().push((at, change, bytes));

@@ -20,7 +20,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 pub(crate) use fault::{Fault, Kind};
-pub(crate) use image::{Choices, Odometer, Sampler};
+pub(crate) use image::{Odometer, Sampler};
 
 use super::{Disk, DiskFile, DiskStat};
 use crate::types::StatFs;
@@ -121,7 +121,7 @@ impl MemDisk {
     }
 
     /// Pages that can still be had.
-    fn free(&self) -> u64 {
+    pub(crate) fn free(&self) -> u64 {
         let capacity = *self.capacity.lock();
         capacity.map_or(u64::MAX, |c| c.saturating_sub(self.used()))
     }
@@ -169,6 +169,11 @@ impl Disk for MemDisk {
     fn create_dir(&self, path: &str) -> io::Result<()> {
         self.enter(Kind::Name)?;
         self.media.lock().names.create_dir(path)
+    }
+
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        self.enter(Kind::Remove)?;
+        self.media.lock().names.remove_dir(path)
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {

@@ -11,12 +11,17 @@ enum Change {
     Create(String, u64),
     CreateDir(String),
     Remove(String),
+    RemoveDir(String),
 }
 
 impl Change {
     fn path(&self) -> &str {
-        let (Change::Create(path, _) | Change::CreateDir(path) | Change::Remove(path)) = self;
-        path
+        match self {
+            Change::Create(path, _)
+            | Change::CreateDir(path)
+            | Change::Remove(path)
+            | Change::RemoveDir(path) => path,
+        }
     }
 }
 
@@ -33,6 +38,7 @@ impl Tree {
             Change::Create(path, id) => drop(self.files.insert(path.clone(), *id)),
             Change::CreateDir(path) => drop(self.dirs.insert(path.clone())),
             Change::Remove(path) => drop(self.files.remove(path)),
+            Change::RemoveDir(path) => drop(self.dirs.remove(path)),
         }
     }
 }
@@ -93,6 +99,17 @@ impl Names {
         if !self.is_dir(path) {
             self.change(Change::CreateDir(path.into()));
         }
+        Ok(())
+    }
+
+    pub(super) fn remove_dir(&mut self, path: &str) -> io::Result<()> {
+        if !self.live.dirs.contains(path) {
+            return Err(errno(libc::ENOENT));
+        }
+        if !self.list(path).is_empty() {
+            return Err(errno(libc::ENOTEMPTY));
+        }
+        self.change(Change::RemoveDir(path.into()));
         Ok(())
     }
 

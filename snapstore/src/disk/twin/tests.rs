@@ -44,7 +44,7 @@ fn an_overwritten_page_tears_by_sectors_and_a_new_one_does_not() {
     file.write_at(&[1; 4096], 0).unwrap();
     disk.sync_all().unwrap();
     file.write_at(&[2; 4096], 0).unwrap();
-    let torn = |page: &[u8]| page.iter().any(|&b| b == 1) && page.iter().any(|&b| b == 2);
+    let torn = |page: &[u8]| page.contains(&1) && page.contains(&2);
     let found = outcomes(&disk.media(), "a");
     assert!(found.iter().flatten().any(|page| torn(page)));
     assert!(found.iter().flatten().all(|page| page.chunks(512).all(|s| s.iter().all(|&b| b == s[0]))));

@@ -3,6 +3,10 @@
 //! The words (height, epoch, head, snapshot, view, layer, lineage) are explained in docs/ARCHITECTURE.md.
 //! This crate knows nothing of FUSE and nothing of command lines.
 
+// Some tests are shared with those of the public interface, which know this crate by its name.
+#[cfg(test)]
+extern crate self as snapstore;
+
 pub mod backend;
 pub mod chunk;
 pub mod control;

@@ -74,6 +74,7 @@ impl Content {
     pub(crate) fn write_at(&self, core: &Core, data: &[u8], offset: u64) -> Result<()> {
         let Some(span) = chunk_span(offset, data.len() as u64) else { return Ok(()) };
         let end = end_of(offset, data.len() as u64)?;
+        core.check_space()?;
         loop {
             let op = core.enter(&self.scope)?;
             {
@@ -249,6 +250,7 @@ impl Content {
     /// Reserves space.
     pub(crate) fn reserve(&self, core: &Core, offset: u64, len: u64, keep_size: bool) -> Result<()> {
         let end = end_of(offset, len)?;
+        core.check_space()?;
         loop {
             let op = core.enter(&self.scope)?;
             let mut stack = self.stack.write();

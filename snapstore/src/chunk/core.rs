@@ -11,7 +11,7 @@
 //! `control` (snapshots and rollbacks) → `names` → an [`Op`] → a file's stack → a layer's state → the metadata's
 //! tables. `pinned`, `live`, `contents`, `discarded` and `promised` are leaves.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::content::Content;
 use super::layer::Layer;
 use super::lineage::Lineage;
-use super::meta::{LayerCommit, Meta, Source};
+use super::meta::Meta;
 use super::rows::{Key, LayerFile, LayerRow, Row};
 use super::snapshots::Control;
 use crate::disk::Disk;
@@ -112,7 +112,7 @@ pub(crate) struct Core {
     pub closing: AtomicBool,
     live: Mutex<HashMap<(Ino, EpochId), Weak<Layer>>>,
     /// Layers whose latest state the metadata on the disk does not have.
-    pinned: Mutex<HashMap<(Ino, EpochId), Arc<Layer>>>,
+    pub(super) pinned: Mutex<BTreeMap<(Ino, EpochId), Arc<Layer>>>,
     contents: Mutex<HashMap<(Ino, ScopeKey), Weak<Content>>>,
     /// Counts changes of layers under open files.
     folds: AtomicU64,
@@ -120,12 +120,12 @@ pub(crate) struct Core {
     /// Order: before a file's stack.
     loading: [Mutex<()>; 64],
     /// Files that no row will refer to after the next commit.
-    discarded: Mutex<Vec<(Ino, LayerFile)>>,
-    doomed: Mutex<Vec<(Ino, LayerFile)>>,
+    pub(super) discarded: Mutex<Vec<(Ino, LayerFile)>>,
+    pub(super) doomed: Mutex<Vec<(Ino, LayerFile)>>,
     /// Layers whose rows the commit under way writes.
-    encoded: Mutex<Vec<Arc<Layer>>>,
+    pub(super) encoded: Mutex<Vec<Arc<Layer>>>,
     /// Layers to be synced before the next commit.
-    promised: Mutex<Vec<Arc<Layer>>>,
+    pub(super) promised: Mutex<Vec<Arc<Layer>>>,
     /// Epochs with files of their views open, and how many.
     pins: Mutex<HashMap<EpochId, usize>>,
     /// Epochs whose snapshots were deleted since the store was opened: their views answer no more. Held for reading
@@ -133,6 +133,8 @@ pub(crate) struct Core {
     pub ended: RwLock<HashSet<EpochId>>,
     /// Layers whose sync has failed.
     failed: Mutex<HashSet<(Ino, EpochId)>>,
+    /// Files of unsealed layers whose names are durable.
+    anchored: Mutex<HashSet<(Ino, LayerFile)>>,
     /// Inodes of the head without a name, held open.
     pub orphans: Mutex<HashSet<Ino>>,
     /// Serializes callers that do the background's work themselves. Order: before everything else.
@@ -225,6 +227,7 @@ impl Core {
             pins: Mutex::default(),
             ended: RwLock::default(),
             failed: Mutex::default(),
+            anchored: Mutex::default(),
             orphans: Mutex::default(),
             working: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -355,6 +358,9 @@ impl Core {
         if !row.sealed && self.failed.lock().contains(&(ino, epoch)) {
             loaded.mark_failed();
         }
+        if !row.sealed && self.anchored.lock().contains(&(ino, row.file)) {
+            loaded.anchored.store(true, Ordering::Release);
+        }
         let mut live = self.live.lock();
         if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade).filter(|l| is_current(l, &row)) {
             return Ok(layer);
@@ -415,6 +421,7 @@ impl Core {
     /// Has the next commit, once it has succeeded, remove a layer file. To be called after the change that stops
     /// referring to it was applied.
     pub(crate) fn discard_file(&self, ino: Ino, file: LayerFile) {
+        self.forget_anchor(ino, file);
         self.discarded.lock().push((ino, file));
     }
 
@@ -430,6 +437,11 @@ impl Core {
 
     pub(crate) fn pinned_layer(&self, ino: Ino, epoch: EpochId) -> Option<Arc<Layer>> {
         self.pinned.lock().get(&(ino, epoch)).cloned()
+    }
+
+    /// A layer is final: its name's durability is no question any more.
+    pub(crate) fn forget_anchor(&self, ino: Ino, file: LayerFile) {
+        self.anchored.lock().remove(&(ino, file));
     }
 
     /// Gives up a layer that will never be committed.
@@ -517,76 +529,13 @@ impl Core {
     pub(crate) fn sync_layer(&self, layer: &Layer) -> Result<()> {
         layer.sync(&*self.disk).inspect_err(|_| {
             self.failed.lock().insert((layer.ino, layer.epoch));
-        })
-    }
-}
-
-impl Source for Core {
-    fn begin_commit(&self) {
-        // Before the memtables are closed: a file is discarded only after the change that replaced it was applied.
-        let discarded = std::mem::take(&mut *self.discarded.lock());
-        self.doomed.lock().extend(discarded);
-    }
-
-    fn before_commit(&self, ino: Ino, epoch: EpochId, row: &[u8], full: bool) -> Result<LayerCommit> {
-        let Some(layer) = self.pinned_layer(ino, epoch) else {
-            // Its inode was removed after the memtables were closed: the next commit says so, and nobody vouches
-            // for the file meanwhile. Rows that were never in memory as layers hide nothing and go as they are.
-            let row = LayerRow::decode(row)?;
-            return Ok(if row.limit > 0 && !row.sealed { LayerCommit::Skip } else { LayerCommit::AsIs });
-        };
-        layer.in_memtable.store(false, Ordering::Release);
-        if layer.barrier && !layer.anchored.load(Ordering::Acquire) {
-            if !full {
-                layer.in_memtable.store(true, Ordering::Release);
-                // The disk's row still leads to what this layer replaced.
-                let mut doomed = self.doomed.lock();
-                let kept = doomed.extract_if(.., |(i, file)| *i == ino && file.epoch == epoch);
-                self.discarded.lock().extend(kept);
-                return Ok(LayerCommit::Defer);
-            }
-            if let Err(e) = self.sync_layer(&layer) {
-                // One file's trouble is not everybody's: its row waits, its own fsync fails.
-                tracing::error!("a layer cannot be synced: {e}");
-                layer.in_memtable.store(true, Ordering::Release);
-                return Ok(LayerCommit::Defer);
+        })?;
+        if layer.anchored.load(Ordering::Acquire) {
+            let state = layer.state.read();
+            if !state.sealed {
+                self.anchored.lock().insert((layer.ino, state.file));
             }
         }
-        layer.row_maybe_on_disk.store(true, Ordering::Release);
-        let with_chunks = !self.holes_exact || self.closing.load(Ordering::Acquire);
-        let row = layer.row(with_chunks).encode();
-        if with_chunks {
-            // The map in the row must not promise a chunk that is not on the disk.
-            self.sync_layer(&layer)?;
-        }
-        self.encoded.lock().push(layer);
-        Ok(LayerCommit::Write(row))
-    }
-
-    fn sync_promised(&self) -> Result<()> {
-        let promised = std::mem::take(&mut *self.promised.lock());
-        promised.iter().try_for_each(|layer| self.sync_layer(layer))
-    }
-
-    fn after_commit(&self) {
-        // These very layers: one that has replaced another since then is not on the disk yet.
-        let encoded = std::mem::take(&mut *self.encoded.lock());
-        {
-            let mut pinned = self.pinned.lock();
-            for layer in &encoded {
-                layer.row_on_disk.store(true, Ordering::Release);
-                let key = (layer.ino, layer.epoch);
-                if !layer.in_memtable.load(Ordering::Acquire)
-                    && pinned.get(&key).is_some_and(|p| Arc::ptr_eq(p, layer))
-                {
-                    pinned.remove(&key);
-                }
-            }
-        }
-        let doomed = std::mem::take(&mut *self.doomed.lock());
-        if !doomed.is_empty() {
-            self.work.lock().remove.extend(doomed);
-            self.wake.notify_all();
-        }
+        Ok(())
     }
 }

@@ -202,6 +202,7 @@ impl ChunkHead {
 impl Head for ChunkHead {
     fn create(&self, parent: Ino, name: &OsStr, new: &NewInode<'_>) -> Result<Attr> {
         check_name(name)?;
+        self.core.check_space()?;
         self.change(|l| {
             let dir = live_dir(l, parent)?;
             if l.dentry(parent, name)?.is_some() {
@@ -260,6 +261,7 @@ impl Head for ChunkHead {
 
     fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
         check_name(name)?;
+        self.core.check_space()?;
         self.change(|l| {
             live_dir(l, parent)?;
             let mut edit = Edit::new(l);
@@ -370,6 +372,7 @@ impl Head for ChunkHead {
             return Err(Error::TooBig);
         }
         check_xattr_name(name)?;
+        self.core.check_space()?;
         self.change(|l| {
             let exists = l.xattr(ino, name)?.is_some();
             match mode {

@@ -145,7 +145,8 @@ impl Layer {
         let state =
             LayerState { file, created, size, limit, blocks, visible, sealed, summed, zeroed, chunks };
         let layer = Layer::with_state(ino, epoch, state, false);
-        layer.anchored.store(true, Ordering::Relaxed);
+        // A row that inherits is committed after the file's name is durable; a plain one need not be.
+        layer.anchored.store(sealed || limit > 0, Ordering::Relaxed);
         layer.row_on_disk.store(true, Ordering::Relaxed);
         layer.row_maybe_on_disk.store(true, Ordering::Relaxed);
         // Whoever wrote it may have died before a sync.
@@ -297,8 +298,10 @@ pub(crate) fn create(disk: &dyn Disk, file: &LayerFile, ino: Ino) -> io::Result<
     let path = file.path(ino);
     match disk.create(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            disk.create_dir(&LayerFile::dir(ino))?;
-            disk.sync_dir("layers")?;
+            let dir = LayerFile::dir(ino);
+            disk.create_dir(&dir)?;
+            // Its name is durable before anything is in it, or whoever comes next would take it for durable.
+            disk.sync_dir("layers").inspect_err(|_| drop(disk.remove_dir(&dir)))?;
             disk.create(&path)
         }
         done => done,

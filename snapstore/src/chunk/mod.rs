@@ -26,10 +26,13 @@ mod rename;
 mod rows;
 mod seal;
 mod snapshots;
+mod source;
 mod space;
 mod store;
 mod sums;
 mod tree;
+#[cfg(test)]
+mod twins;
 mod verify;
 mod worker;
 
@@ -72,6 +75,7 @@ pub fn create_empty(store: &Path, data_dir: &Path) -> Result<()> {
     std::fs::create_dir(store).map_err(crate::Error::io("create", store))?;
     let dir = open::open_dir(store)?;
     let disk = crate::disk::RealDisk::new(dir.try_clone().map_err(crate::Error::io("open", store))?);
+    let disk: Arc<dyn crate::disk::Disk> = Arc::new(disk);
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     open::initialize(&disk, open::root_row(0o755, uid, gid))?;
     format::write(&dir, store, data_dir)

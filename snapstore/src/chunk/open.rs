@@ -133,7 +133,8 @@ fn close_to_others(dir: &OwnedFd, path: &Path) -> Result<()> {
 /// Opens and recovers a store on any disk.
 pub(crate) fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<(Arc<Core>, Recovery)> {
     let file = disk.open(DATABASE).map_err(Error::io("open", path.join(DATABASE)))?;
-    let database = DatabaseFile::new(file).map_err(Error::io("open", path.join(DATABASE)))?;
+    let database =
+        DatabaseFile::new(Arc::clone(&disk), file).map_err(Error::io("open", path.join(DATABASE)))?;
     let meta = Meta::open(database)?;
     refuse_older_state(&*disk, &meta)?;
     let clean = !meta.control("clean")?.is_empty();
@@ -183,6 +184,9 @@ pub(crate) fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<(Arc<Core>, Re
     if !clean {
         recovery.orphan_layers = sweep(&core)?;
     }
+    if let Err(e) = core.meta.reserve.fill() {
+        tracing::warn!("{}: no space can be set aside: {e}", path.display());
+    }
     Ok((core, recovery))
 }
 
@@ -211,7 +215,8 @@ pub(crate) fn close(core: &Arc<Core>) -> Result<()> {
     core.closing.store(true, Ordering::Release);
     failed = failed.or(core.sync_unsealed().err());
     if let Some(error) = failed {
-        core.commit(false)?;
+        // What failed first is what the caller is to know.
+        let _ = core.commit(false);
         return Err(error);
     }
     core.meta.apply_control(vec![("clean".into(), Some(b"1".to_vec()))]);
@@ -476,21 +481,23 @@ fn probe_holes(disk: &dyn Disk) -> std::io::Result<bool> {
     disk.remove(NAME)?;
     match exact {
         Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Ok(false),
+        // A full disk can be mounted too: maps in the rows are right in any case, they only cost more.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => Ok(false),
         other => other,
     }
 }
 
 /// The directories of a new store, and its database, empty: what adopting begins with.
-pub(crate) fn create_database(disk: &dyn Disk) -> Result<Meta> {
+pub(crate) fn create_database(disk: &Arc<dyn Disk>) -> Result<Meta> {
     let io = |path: &str| Error::io("create", path.to_owned());
     disk.create_dir("meta").map_err(io("meta"))?;
     disk.create_dir("layers").map_err(io("layers"))?;
     let file = disk.create(DATABASE).map_err(io(DATABASE))?;
-    Meta::open(DatabaseFile::new(file).map_err(io(DATABASE))?)
+    Meta::open(DatabaseFile::new(Arc::clone(disk), file).map_err(io(DATABASE))?)
 }
 
 /// The rows of a store that has nothing in it but a root directory.
-pub(crate) fn initialize(disk: &dyn Disk, root: InodeRow) -> Result<()> {
+pub(crate) fn initialize(disk: &Arc<dyn Disk>, root: InodeRow) -> Result<()> {
     let meta = create_database(disk)?;
     let first = EpochId(1);
     let head = HeadRow { epoch: first, serial: 1 };

@@ -144,7 +144,10 @@ impl Core {
                 return first_error.map_or(Ok(()), Err);
             }
             // That a tip is gone is on the disk before anything that it saw is touched.
-            self.commit(false)?;
+            if let Err(e) = self.commit(false) {
+                // What failed first is what the caller is to know.
+                return Err(first_error.unwrap_or(e));
+            }
             for step in steps {
                 if stop() || self.stopping.load(std::sync::atomic::Ordering::Acquire) {
                     return Ok(());

@@ -185,6 +185,7 @@ impl Core {
             }
             state.zeroed.optimize();
         }
+        self.forget_anchor(layer.ino, layer.state.read().file);
         self.require_commit(layer);
         Ok(visible as i64 - before as i64)
     }

@@ -215,6 +215,7 @@ impl Core {
     ) -> Result<Option<SnapshotInfo>> {
         check_options(options)?;
         self.meta.check()?;
+        self.check_space()?;
         self.await_sealing();
         let mut c = self.control.lock();
         if let Some((&newest, &epoch)) = c.visible.last_key_value() {

@@ -1,4 +1,4 @@
-//! How much space things take, counted in chunks that hold data.
+//! How much space things take, counted in chunks that hold data; and refusing what takes more where there is none.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use roaring::RoaringBitmap;
 
 use super::core::Core;
 use super::layer::{Layer, scan_chunks};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::types::CHUNK_SIZE;
 
 /// The chunks that a layer itself holds data for.
@@ -43,5 +43,17 @@ pub(crate) fn cut(chunks: &mut RoaringBitmap, limit: u64) {
     let first = limit.div_ceil(CHUNK_SIZE);
     if first <= u64::from(u32::MAX) {
         chunks.remove_range(first as u32..);
+    }
+}
+
+impl Core {
+    /// Refuses what takes more space while the disk is full: what is left is for deletions.
+    pub(crate) fn check_space(&self) -> Result<()> {
+        self.meta.check()?;
+        let reserve = &self.meta.reserve;
+        match reserve.is_spent().then(|| reserve.fill()) {
+            Some(Err(e)) => Err(Error::io("set space aside in", "meta")(e)),
+            _ => Ok(()),
+        }
     }
 }

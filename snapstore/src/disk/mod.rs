@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 mod database;
 mod real;
+#[cfg(test)]
+pub(crate) mod twin;
 
-pub(crate) use database::DatabaseFile;
+pub(crate) use database::{DatabaseFile, Failure, Reserve};
 pub(crate) use real::RealDisk;
 
 /// A directory of files: the store.
@@ -20,6 +22,8 @@ pub(crate) trait Disk: Send + Sync {
     fn create(&self, path: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Makes a directory unless it is there.
     fn create_dir(&self, path: &str) -> io::Result<()>;
+    /// Removes an empty directory.
+    fn remove_dir(&self, path: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &str) -> io::Result<()>;
     /// The names in a directory, in no particular order; empty when there is no such directory.

@@ -65,6 +65,10 @@ impl Disk for RealDisk {
         }
     }
 
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        Ok(nix::unistd::unlinkat(self.dir.as_fd(), path, nix::unistd::UnlinkatFlags::RemoveDir)?)
+    }
+
     fn remove(&self, path: &str) -> io::Result<()> {
         Ok(nix::unistd::unlinkat(self.dir.as_fd(), path, nix::unistd::UnlinkatFlags::NoRemoveDir)?)
     }

@@ -16,6 +16,7 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -135,7 +136,7 @@ fn begin(place: &Place, progress: &dyn Progress) -> Result<()> {
 /// Writes all metadata; the data dir is not touched.
 fn plan(place: &Place, store: &OwnedFd, progress: &dyn Progress) -> Result<()> {
     let io = |op: &'static str| Error::io(op, &place.store);
-    let disk = RealDisk::new(store.try_clone().map_err(io("open"))?);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(store.try_clone().map_err(io("open"))?));
     let meta = open::create_database(&disk)?;
     progress.step("reading names and attributes", None);
     let own = crate::sys::stat_at(store.as_fd(), OsStr::new("")).map_err(io("stat"))?.id;
@@ -182,10 +183,10 @@ fn take(place: &Place, store: &OwnedFd) -> Result<()> {
 /// Everything after that moment. Can be done again from any point.
 fn settle(place: &Place, store: &OwnedFd, progress: &dyn Progress) -> Result<()> {
     let io = |op: &'static str| Error::io(op, &place.store);
-    let disk = RealDisk::new(store.try_clone().map_err(io("open"))?);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(store.try_clone().map_err(io("open"))?));
     let journal = journal::read(store.as_fd())?;
     let file = disk.open(open::DATABASE).map_err(io("open the metadata in"))?;
-    let meta = Meta::open(DatabaseFile::new(file).map_err(io("open the metadata in"))?)?;
+    let meta = Meta::open(DatabaseFile::new(Arc::clone(&disk), file).map_err(io("open the metadata in"))?)?;
     match journal {
         Some(Journal::AdoptPlanned(Way::Swap)) => {
             take::after_exchange(place.parent.as_fd(), &place.name, store.as_fd())
@@ -199,7 +200,7 @@ fn settle(place: &Place, store: &OwnedFd, progress: &dyn Progress) -> Result<()>
         _ => {}
     }
     stop::here();
-    layers::settle(&disk, &meta, store.as_fd(), &place.store, progress)?;
+    layers::settle(&*disk, &meta, store.as_fd(), &place.store, progress)?;
     meta.close();
     drop(meta);
     stop::here();

@@ -89,6 +89,7 @@ impl Meta {
             }
         }
         txn.commit().map_err(database)?;
+        super::written(&self.storage)?;
         self.drop_closed(deferred)?;
         self.pending_sums.lock().written();
         self.committed.fetch_max(upto, Ordering::AcqRel);

@@ -15,6 +15,7 @@
 //! The database is redb: one file, copy-on-write B-trees, a commit is one flush of the disk.
 
 mod commit;
+mod sums;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
@@ -29,8 +30,9 @@ use super::database::{
     seal_value,
 };
 use super::lineage::Lineage;
-use super::rows::{Key, KeyKind, LayerFile, Row, split_epoch};
-use super::sums::{Group, Pending};
+use super::rows::{Key, KeyKind, Row, split_epoch};
+use super::sums::Pending;
+use crate::disk::{DatabaseFile, Failure, Reserve};
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Ino};
 
@@ -99,6 +101,10 @@ pub(crate) struct Meta {
     failed: Mutex<Option<String>>,
     /// Hashes of chunks for the next commit.
     pending_sums: Mutex<Pending>,
+    /// What the database's file says: the database itself does not get to know of a failed write.
+    storage: Failure,
+    /// Space for commits on a full disk.
+    pub reserve: Arc<Reserve>,
 }
 
 /// The control row that says that a damaged page made redb go back to an older state.
@@ -106,12 +112,13 @@ pub(crate) const OLDER_STATE: &str = "older_state";
 
 impl Meta {
     /// Opens the database, or makes it in an empty file.
-    pub(crate) fn open(backend: impl redb::StorageBackend) -> Result<Meta> {
+    pub(crate) fn open(backend: DatabaseFile) -> Result<Meta> {
         // redb trusts a page's insides before it has compared its checksum, and panics when they make no sense.
         guarded(|| Meta::open_whole(backend))
     }
 
-    fn open_whole(backend: impl redb::StorageBackend) -> Result<Meta> {
+    fn open_whole(backend: DatabaseFile) -> Result<Meta> {
+        let (storage, reserve) = (backend.failure(), backend.reserve());
         let mut db = redb::Builder::new()
             .set_cache_size(CACHE_BYTES)
             .create_with_backend(backend)
@@ -130,6 +137,7 @@ impl Meta {
             control.insert(OLDER_STATE, note.as_slice()).map_err(database)?;
         }
         txn.commit().map_err(database)?;
+        written(&storage)?;
         let view = Arc::new(ReadView::new(&db)?);
         Ok(Meta {
             db: Mutex::new(Some(Arc::new(db))),
@@ -140,6 +148,8 @@ impl Meta {
             head_touched: AtomicBool::new(false),
             failed: Mutex::new(None),
             pending_sums: Mutex::default(),
+            storage,
+            reserve,
         })
     }
 
@@ -389,10 +399,12 @@ impl Meta {
             return Ok(());
         }
         self.check()?;
-        self.commit_now(source, full).inspect_err(|e| {
-            // What the disk has now is unknown: no later success may cover this up.
-            self.failed.lock().get_or_insert_with(|| e.to_string());
-        })
+        self.commit_now(source, full).inspect_err(|e| self.fail(e))
+    }
+
+    /// What the disk has now is unknown: no later success may cover this up.
+    fn fail(&self, error: &Error) {
+        self.failed.lock().get_or_insert_with(|| error.to_string());
     }
 
     /// Refuses when an earlier commit failed.
@@ -431,7 +443,8 @@ impl Meta {
             };
             change(&mut writer)?;
         }
-        txn.commit().map_err(database)?;
+        let committed = txn.commit().map_err(database).and_then(|()| written(&self.storage));
+        committed.inspect_err(|e| self.fail(e))?;
         let view = Arc::new(ReadView::new(&db)?);
         self.tables.write().view = view;
         Ok(())
@@ -522,31 +535,6 @@ impl Meta {
         Ok(())
     }
 
-    /// Has the next commit store the hashes of a group. True: a commit is due, as enough wait for one.
-    pub(crate) fn put_sums(&self, key: [u8; 24], group: Group) -> bool {
-        let mut pending = self.pending_sums.lock();
-        pending.put(key, group);
-        pending.is_full()
-    }
-
-    /// The hashes of a group; an empty one when there are none.
-    pub(crate) fn sums(&self, key: &[u8; 24]) -> Result<Arc<Group>> {
-        if let Some(group) = self.pending_sums.lock().get(key) {
-            return Ok(group);
-        }
-        self.view().sums(key).map(Arc::new)
-    }
-
-    /// The stored hashes of a file, group by group; those that wait for a commit are left out.
-    pub(crate) fn for_each_group(
-        &self,
-        ino: Ino,
-        file: LayerFile,
-        each: impl FnMut(u32, &Group) -> Result<()>,
-    ) -> Result<()> {
-        self.view().groups(ino, file, each)
-    }
-
     /// The control rows whose names begin with `prefix`.
     pub(crate) fn control(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>> {
         let txn = self.db()?.begin_read().map_err(database)?;
@@ -570,6 +558,14 @@ impl Meta {
 
     fn view(&self) -> Arc<ReadView> {
         Arc::clone(&self.tables.read().view)
+    }
+}
+
+/// Whether everything written so far is on the disk.
+fn written(storage: &Failure) -> Result<()> {
+    match storage.first() {
+        Some((what, errno)) => Err(Error::Metadata(what, errno)),
+        None => Ok(()),
     }
 }
 

@@ -1,0 +1,36 @@
+//! Hashes of chunks: those in the database, and those on their way there.
+
+use std::sync::Arc;
+
+use super::Meta;
+use crate::chunk::rows::LayerFile;
+use crate::chunk::sums::Group;
+use crate::error::Result;
+use crate::types::Ino;
+
+impl Meta {
+    /// Has the next commit store the hashes of a group. True: a commit is due, as enough wait for one.
+    pub(crate) fn put_sums(&self, key: [u8; 24], group: Group) -> bool {
+        let mut pending = self.pending_sums.lock();
+        pending.put(key, group);
+        pending.is_full()
+    }
+
+    /// The hashes of a group; an empty one when there are none.
+    pub(crate) fn sums(&self, key: &[u8; 24]) -> Result<Arc<Group>> {
+        if let Some(group) = self.pending_sums.lock().get(key) {
+            return Ok(group);
+        }
+        self.view().sums(key).map(Arc::new)
+    }
+
+    /// The stored hashes of a file, group by group; those that wait for a commit are left out.
+    pub(crate) fn for_each_group(
+        &self,
+        ino: Ino,
+        file: LayerFile,
+        each: impl FnMut(u32, &Group) -> Result<()>,
+    ) -> Result<()> {
+        self.view().groups(ino, file, each)
+    }
+}

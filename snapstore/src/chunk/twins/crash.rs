@@ -1,0 +1,145 @@
+//! Power cuts: at every sync, and now and then between, each unsynced change is kept, dropped or torn; then the store
+//! is opened and everything that was promised is looked for.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::check::{Depth, check};
+use super::run::Run;
+use super::state::os;
+use super::{env, long, new_disk, open_store};
+use crate::backend::{Backend, NewInode, Times};
+use crate::disk::twin::{Media, MemDisk, Odometer, Sampler};
+use crate::types::{FileKind, Ino};
+
+/// What a run is to do.
+#[derive(Clone, Copy)]
+struct Plan {
+    steps: usize,
+    /// Images for each power cut; where there are no more than these, all of them.
+    images: u64,
+}
+
+#[derive(Default)]
+struct Tally {
+    images: u64,
+    cuts: u64,
+    exhausted: u64,
+    steps: BTreeMap<&'static str, u64>,
+}
+
+/// The images of one power cut.
+fn images(media: &Media, most: u64, seed: u64) -> (Vec<Media>, bool) {
+    let (mut all, mut odometer) = (Vec::new(), Odometer::default());
+    while (all.len() as u64) < most {
+        all.push(media.image(&mut odometer));
+        if !odometer.step() {
+            return (all, true);
+        }
+    }
+    all.clear();
+    let sample = |n| media.image(&mut Sampler::new(seed.wrapping_mul(1_000_003).wrapping_add(n)));
+    all.extend((0..most).map(sample));
+    (all, false)
+}
+
+/// Runs a seed; panics with what replays it.
+fn run(seed: u64, plan: Plan, tally: &mut Tally) {
+    let mut run = Run::new(seed);
+    run.disk.watch();
+    let (mut at, mut cut) = (0, 0);
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        while at < plan.steps {
+            let did = run.step().unwrap_or_else(|e| panic!("a step failed: {e}"));
+            *tally.steps.entry(did).or_default() += 1;
+            let mut taken = run.disk.taken();
+            if run.rng.next().is_multiple_of(8) {
+                taken.push(run.disk.media());
+            }
+            let last = taken.len();
+            for (n, media) in taken.into_iter().enumerate() {
+                cut += 1;
+                tally.cuts += 1;
+                let (images, all) = images(&media, plan.images, seed ^ (cut << 20));
+                tally.exhausted += u64::from(all);
+                for image in images {
+                    tally.images += 1;
+                    let depth = Depth {
+                        again: tally.images.is_multiple_of(4),
+                        undo: tally.images.is_multiple_of(6),
+                        go_on: tally.images.is_multiple_of(7),
+                    };
+                    let checked =
+                        catch_unwind(AssertUnwindSafe(|| check(image, &run.before, &run.model, depth)));
+                    if let Err(cause) = checked {
+                        eprintln!("during `{did}`, power cut {} of {last}", n + 1);
+                        std::panic::resume_unwind(cause);
+                    }
+                }
+            }
+            at += 1;
+        }
+    }));
+    if let Err(cause) = done {
+        eprintln!("TMFS_SEED={seed} TMFS_STEPS={} TMFS_IMAGES={}: failed at step {at}", at + 1, plan.images);
+        std::panic::resume_unwind(cause);
+    }
+}
+
+#[test]
+fn every_power_cut_keeps_what_was_promised() {
+    let plan = Plan {
+        steps: env("TMFS_STEPS").unwrap_or(if long() { 150 } else { 60 }) as usize,
+        images: env("TMFS_IMAGES").unwrap_or(if long() { 12 } else { 4 }),
+    };
+    let mut tally = Tally::default();
+    if let Some(seed) = env("TMFS_SEED") {
+        run(seed, plan, &mut tally);
+    } else {
+        let runs = env("TMFS_RUNS").unwrap_or(if long() { 400 } else { 30 });
+        let first = env("TMFS_FIRST").unwrap_or(1);
+        for seed in first..first + runs {
+            run(seed, plan, &mut tally);
+        }
+    }
+    eprintln!(
+        "{} images of {} power cuts ({} exhaustive): {:?}",
+        tally.images, tally.cuts, tally.exhausted, tally.steps
+    );
+}
+
+/// A row of a plain layer is committed whether or not its file's name is on the disk. Whoever opened the file again
+/// after that took the name for durable, and synced the content alone.
+#[test]
+fn regression_fsync_of_a_file_that_was_opened_again_keeps_its_name() {
+    let disk = new_disk();
+    let (store, _) = open_store(&disk).expect("open");
+    let head = store.head();
+    let new =
+        NewInode { kind: FileKind::Regular, mode: 0o600, umask: 0, uid: 0, gid: 0, rdev: 0, target: b"" };
+    let ino = head.create(Ino::ROOT, os("f"), &new).expect("create").ino;
+    head.open_write(ino, Times::Touch).expect("open").write_at(b"content", 0).expect("write");
+    head.sync_names().expect("commit");
+    head.open_write(ino, Times::Touch).expect("open").sync(true).expect("fsync");
+    let image = MemDisk::new(disk.media().all_dropped());
+    let (store, _) = open_store(&image).expect("open after a power cut");
+    let mut found = [0; 7];
+    store.head().open(ino).expect("open").read_at(&mut found, 0).expect("read");
+    assert_eq!(&found, b"content");
+}
+
+/// The checks find something: a disk whose syncs do nothing does not pass.
+#[test]
+fn a_disk_that_lies_about_syncs_is_found_out() {
+    let caught = (1..=5).filter(|&seed| {
+        let mut run = Run::new(seed);
+        run.disk.lie();
+        for _ in 0..80 {
+            run.step().expect("a step");
+        }
+        let image = run.disk.media().all_dropped();
+        let (before, after) = (&run.model, &run.model);
+        catch_unwind(AssertUnwindSafe(|| check(image, before, after, Depth::default()))).is_err()
+    });
+    assert_eq!(caught.count(), 5);
+}

@@ -1,0 +1,133 @@
+//! A disk whose n-th operation fails, for each n: the caller gets the right error, nothing is damaged, what comes
+//! later works or is refused, and everything that was promised is there after the next mount.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::check::{Depth, check};
+use super::run::Run;
+use super::state::State;
+use super::{env, long};
+use crate::backend::{Backend, HeightQuery, SnapshotOptions, Times};
+use crate::disk::twin::{Fault, Sampler};
+use crate::error::Error;
+use crate::types::{FileKind, Height};
+
+const STEPS: usize = 40;
+
+/// The errno that a program would get.
+fn errno(error: &Error) -> Option<i32> {
+    match error {
+        Error::Io { source, .. } => source.raw_os_error(),
+        Error::Metadata(_, errno) => *errno,
+        _ => None,
+    }
+}
+
+/// Everything that can be read reads right although the store takes no more changes, and it says so.
+fn refuses_and_reads(run: &Run) {
+    for info in run.store.snapshots(false).expect("list") {
+        let snaps = [&run.before, &run.model].map(|m| m.snaps.get(&info.epoch));
+        let snap = snaps.into_iter().flatten().next().expect("a known snapshot");
+        let view = run.store.view(HeightQuery::Exact(info.height)).expect("a view");
+        snap.state.check(&State::of(&*view.tree), &format!("height {}", info.height));
+    }
+    let head = run.store.head();
+    let live = State::of(&*head);
+    let refused = |done: Result<(), Error>| {
+        assert!(matches!(done, Err(Error::PreviousFailure { .. })), "{done:?}");
+    };
+    for ino in live.of_kind(|n| n.kind == FileKind::Regular) {
+        let file = head.open_write(ino, Times::Touch).expect("open");
+        refused(file.write_at(b"x", 0));
+        assert!(file.sync(true).is_err());
+    }
+    // Where nothing is waiting for a commit, names are durable: that is no lie.
+    if let Err(e) = head.sync_names() {
+        refused(Err(e));
+    }
+    refused(run.store.snapshot(Height(1 << 40), &SnapshotOptions::default()).map(drop));
+}
+
+/// Runs a seed with a fault. Returns whether it struck.
+fn run(seed: u64, fault: Fault) -> bool {
+    let mut run = Run::new(seed);
+    run.disk.plan(Some(fault));
+    let mut first = true;
+    let mut over = false;
+    for _ in 0..STEPS {
+        let Err(error) = run.step() else { continue };
+        assert!(run.disk.operations().1, "{error} without a fault");
+        if std::mem::take(&mut first) {
+            assert_eq!(errno(&error), Some(fault.errno), "{error:?}");
+        }
+        if *run.store.0.closed.lock() {
+            over = true;
+            break;
+        }
+        if run.store.core.meta.check().is_err() {
+            refuses_and_reads(&run);
+            over = true;
+            break;
+        }
+        run.resync();
+    }
+    let struck = run.disk.operations().1;
+    if !struck {
+        return false;
+    }
+    if !over {
+        run.before = run.model.clone();
+    }
+    let media = run.disk.media();
+    let images = [media.all_dropped(), media.all_kept(), media.image(&mut Sampler::new(fault.at))];
+    for (n, image) in images.into_iter().enumerate() {
+        check(image, &run.before, &run.model, Depth { go_on: n == 0, ..Depth::default() });
+    }
+    true
+}
+
+/// Every operation of some workloads fails; in the quick ring every `stride`-th.
+fn each(errno: i32, stays: bool, short: bool) {
+    let (seeds, stride) = if long() { (1..=10, 1) } else { (1..=3, 11) };
+    let only = env("TMFS_SEED");
+    let mut faults = 0;
+    for seed in only.map_or(seeds, |s| s..=s) {
+        let mut at = env("TMFS_AT").unwrap_or(seed % stride);
+        loop {
+            let fault = Fault { at, errno, stays, short };
+            match catch_unwind(AssertUnwindSafe(|| run(seed, fault))) {
+                Ok(true) => faults += 1,
+                Ok(false) => break,
+                Err(cause) => {
+                    eprintln!("TMFS_SEED={seed} TMFS_AT={at}: {fault:?}");
+                    std::panic::resume_unwind(cause);
+                }
+            }
+            if env("TMFS_AT").is_some() {
+                break;
+            }
+            at += stride;
+        }
+    }
+    eprintln!("{faults} faults");
+}
+
+#[test]
+fn eio_of_any_operation() {
+    each(libc::EIO, false, false);
+}
+
+#[test]
+fn enospc_of_any_operation() {
+    each(libc::ENOSPC, false, false);
+}
+
+#[test]
+fn edquot_of_any_operation_with_half_of_what_was_written() {
+    each(libc::EDQUOT, false, true);
+}
+
+#[test]
+fn enospc_from_any_operation_on() {
+    each(libc::ENOSPC, true, true);
+}

@@ -1,0 +1,77 @@
+//! The chunk store on the twin of a disk: power cuts, failing operations, a full disk.
+//!
+//! [`run`] applies operations from a seed to a store on a [`MemDisk`](crate::disk::twin::MemDisk) and to a reference
+//! model ([`model`]), which also keeps what the store has *promised*: which heights are durable, how far the namespace
+//! is, which content each file has at least. [`check`] opens a disk as a power cut left it and compares it with the
+//! promises.
+//!
+//! `TMFS_SEED=n` replays one run, `TMFS_STEPS=n` says how long it is, `TMFS_LONG=1` runs many more.
+
+mod check;
+mod crash;
+mod failing;
+mod full;
+mod model;
+mod run;
+
+// The reference model of one tree, shared with the tests of the public interface.
+#[path = "../../../tests/model/bytes.rs"]
+#[allow(dead_code)]
+mod bytes;
+#[path = "../../../tests/model/ops.rs"]
+#[allow(dead_code)]
+mod ops;
+#[path = "../../../tests/model/state.rs"]
+#[allow(dead_code)]
+mod state;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::store::ChunkStore;
+use super::{OpenOptions, Recovery, open};
+use crate::disk::Disk;
+use crate::disk::twin::{Media, MemDisk};
+use crate::error::Result;
+
+fn long() -> bool {
+    std::env::var_os("TMFS_LONG").is_some()
+}
+
+fn env(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// A new store, all of it on the disk.
+fn new_disk() -> Arc<MemDisk> {
+    let disk = MemDisk::new(Media::default());
+    let door: Arc<dyn Disk> = Arc::<MemDisk>::clone(&disk);
+    open::initialize(&door, open::root_row(0o755, 0, 0)).expect("a new store");
+    disk.sync_all().expect("sync");
+    disk
+}
+
+/// Opens the store on a disk, recovering it if need be; without a background.
+fn open_store(disk: &Arc<MemDisk>) -> Result<(Store, Recovery)> {
+    let disk: Arc<dyn Disk> = Arc::<MemDisk>::clone(disk);
+    let (core, recovery) = open::open_on(disk, Path::new("twin"))?;
+    let store = open::finish(core, None, &OpenOptions { no_background: true })?;
+    Ok((Store(store), recovery))
+}
+
+/// An open store. Dropping it is a crash: nothing is closed.
+struct Store(Arc<ChunkStore>);
+
+impl std::ops::Deref for Store {
+    type Target = Arc<ChunkStore>;
+
+    fn deref(&self) -> &Arc<ChunkStore> {
+        &self.0
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        *self.0.closed.lock() = true;
+    }
+}

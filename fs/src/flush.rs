@@ -64,6 +64,9 @@ impl Mounted {
             Ok(false) => closed.lock().push(*writer),
             Err(error) => failures.lock().push((*writer, error)),
         });
+        for writer in &writers {
+            self.drop_path_of(writer.id);
+        }
         for_each(&closed.into_inner(), |writer| {
             if let Err(error) = self.write_back(writer.id) {
                 failures.lock().push((*writer, error));
@@ -79,7 +82,7 @@ impl Mounted {
     }
 
     /// Does something with each of `items` that uses the mount: on a few threads that may reach inodes by number, and
-    /// have no part in the connection.
+    /// have no part in the connection: they cannot tell the kernel anything either.
     pub(crate) fn through_mount<T: Sync>(&self, items: &[T], work: impl Fn(&T) + Sync) {
         let enter = || {
             if let Err(error) = sys::leave_fuse() {
@@ -96,7 +99,7 @@ impl Mounted {
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(self.path_of(id));
-        let result = match opened {
+        match opened {
             Ok(file) => sync_pages(&file).map(|()| true),
             // Closed for good since we listed it, so the kernel has flushed it.
             Err(_) if !self.tree.handles.is_writer(id) => Ok(true),
@@ -107,9 +110,7 @@ impl Mounted {
                 Ok(false)
             }
             Err(error) => Err(error),
-        };
-        self.drop_path_of(id);
-        result
+        }
     }
 
     /// The slow way: dropping cached pages writes them back first.

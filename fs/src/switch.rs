@@ -110,8 +110,10 @@ impl Mounted {
         // Then the look-up that tells the new generation.
         self.through_mount(&held, |id| {
             let _ = self.path_of(*id).symlink_metadata();
-            self.drop_path_of(*id);
         });
+        for id in &held {
+            self.drop_path_of(*id);
+        }
     }
 
     /// The nodes of older heads that the kernel goes on holding after it gave back what it had no use for.

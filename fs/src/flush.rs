@@ -81,7 +81,7 @@ impl Mounted {
     }
 
     /// Does something with each of `items` that uses the mount: on a few threads that may reach inodes by number, and
-    /// have no part in the connection.
+    /// have no part in the connection: they cannot tell the kernel anything either.
     pub(crate) fn through_mount<T: Sync>(&self, items: &[T], work: impl Fn(&T) + Sync) {
         let enter = || {
             if let Err(error) = sys::leave_fuse() {

@@ -76,7 +76,7 @@ pub fn bench(dir: &Path) -> Command {
     command
 }
 
-/// How many puts [`bench`] said to have done, in the file that its standard error goes to.
+/// How many puts [`bench()`] said to have done, in the file that its standard error goes to.
 pub fn bench_progress(said: &Path) -> u64 {
     let said = std::fs::read_to_string(said).unwrap_or_default();
     // … thread 0: (5,1950) ops and …
@@ -85,7 +85,7 @@ pub fn bench_progress(said: &Path) -> u64 {
     said.lines().rev().find_map(number).unwrap_or(0)
 }
 
-/// How many keys what [`bench`] wrote holds, after checking that none is missing before the last.
+/// How many keys what [`bench()`] wrote holds, after checking that none is missing before the last.
 pub fn count_bench(dir: &Path) -> u64 {
     if !dir.join("CURRENT").exists() {
         return 0;

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -23,9 +24,14 @@ pub const NAME: &str = "disk";
 const FILE: INodeNo = INodeNo(2);
 const TTL: Duration = Duration::from_secs(3600);
 
+/// Ends the connection when process `$2` has died. Its own death may not do that: a thread of it that waits for the disk
+/// cannot die before the connection ends, which cannot end before the thread has died.
+const WATCH: &str = "while read -r _ _ state _ < \"/proc/$2/stat\" && [ \"$state\" != Z ]; do sleep 1; done; umount -f \"$1\"";
+
 /// Serves until the mount is gone.
 pub struct Server {
     session: BackgroundSession,
+    watch: Child,
 }
 
 impl Server {
@@ -34,11 +40,21 @@ impl Server {
         let mut config = fuser::Config::default();
         config.mount_options = vec![MountOption::FSName("disk".to_owned()), MountOption::DefaultPermissions];
         let session = fuser::Session::new(Served { disk }, dir, &config)?.spawn()?;
-        Ok(Server { session })
+        let watch = Command::new("sh")
+            .args(["-c", WATCH, "sh"])
+            .arg(dir)
+            .arg(std::process::id().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Server { session, watch })
     }
 
     /// Ends, after somebody has unmounted it.
-    pub fn join(self) -> io::Result<()> {
+    pub fn join(mut self) -> io::Result<()> {
+        let _ = self.watch.kill();
+        let _ = self.watch.wait();
         self.session.join()
     }
 }

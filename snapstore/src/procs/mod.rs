@@ -8,7 +8,7 @@
 //! * `maps` writes a newline in a name as `\012`, and leaves a backslash alone: both readings are tried.
 //! * Nothing here may touch the files themselves. A tmfs daemon looks for users of its own mount, and a `stat` of one
 //!   of their files would be a request to itself: links are read, never followed.
-//! * A process in a container, or below a bind mount, knows the same files by other names: see [`aliases`].
+//! * A process in a container, or below a bind mount, knows the same files by other names (`aliases`).
 
 mod aliases;
 

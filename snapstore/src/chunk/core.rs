@@ -145,6 +145,9 @@ pub(crate) struct Core {
     pub activity: Mutex<Option<Activity>>,
     /// Held while layers are folded or removed. Order: before everything else.
     pub folding: Mutex<()>,
+    /// Held while the background has a hand on the contents that programs have open: a file is not open because of
+    /// that. Order: before a file's stack.
+    pub replacing: Mutex<()>,
     /// Work for the background.
     pub work: Mutex<Work>,
     pub wake: Condvar,
@@ -233,6 +236,7 @@ impl Core {
             stopping: AtomicBool::new(false),
             activity: Mutex::default(),
             folding: Mutex::default(),
+            replacing: Mutex::default(),
             work: Mutex::default(),
             wake: Condvar::new(),
             done: Condvar::new(),
@@ -390,11 +394,14 @@ impl Core {
                 live.remove(&(ino, epoch));
             }
         }
+        let _hand = self.replacing.lock();
         let open: Vec<_> = {
             let contents = self.contents.lock();
             contents.iter().filter(|((i, _), _)| *i == ino).filter_map(|(_, c)| c.upgrade()).collect()
         };
-        open.iter().try_for_each(|content| content.reload(self))
+        let done = open.iter().try_for_each(|content| content.reload(self));
+        drop(open);
+        done
     }
 
     /// Takes in a new layer of an epoch with operations under way.

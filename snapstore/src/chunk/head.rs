@@ -439,8 +439,14 @@ impl Head for ChunkHead {
     }
 
     fn forget(&self, ino: Ino) -> Result<()> {
-        if !self.core.orphans.lock().contains(&ino) || self.core.open_content(&self.instance, ino).is_some() {
+        if !self.core.orphans.lock().contains(&ino) {
             return Ok(());
+        }
+        {
+            let _hand = self.core.replacing.lock();
+            if self.core.open_content(&self.instance, ino).is_some() {
+                return Ok(());
+            }
         }
         self.change(|l| {
             // Registered with its epoch: what is removed is that epoch's, and a cut waits for it.

@@ -38,7 +38,7 @@ impl Change {
             }
             Change::Rename => fs::rename(now, next).unwrap(),
             Change::Resize => {
-                File::options().write(true).open(dir.join("at 1")).unwrap().set_len(number).unwrap();
+                File::options().write(true).open(dir.join("at 1")).unwrap().set_len(number + 1).unwrap();
             }
             // Opens with O_TRUNC what the change before it has filled.
             Change::Empty => fs::write(dir.join("at 1"), number.to_string()).unwrap(),
@@ -51,7 +51,8 @@ impl Change {
         let numbers = names.filter_map(|name| name.strip_prefix("at ").map(|n| n.parse::<u64>().unwrap()));
         match self {
             Change::Unlink | Change::Rename => numbers.min().expect("one name is always there") - 1,
-            Change::Resize => fs::metadata(dir.join("at 1")).unwrap().len(),
+            // It begins with one byte.
+            Change::Resize => fs::metadata(dir.join("at 1")).unwrap().len() - 1,
             Change::Empty => fs::read_to_string(dir.join("at 1")).unwrap().parse().unwrap_or(0),
         }
     }

@@ -87,8 +87,9 @@ fn refuse_older_state(disk: &dyn Disk, meta: &Meta) -> Result<()> {
         );
         return Err(Error::Damaged { what: "metadata database", detail });
     }
-    meta.rewrite(|w| w.control(OLDER_STATE, None))?;
-    disk.remove(ACCEPT).map_err(Error::io("remove", ACCEPT))
+    // First: were it left behind by a crash, it would accept the next damage too.
+    disk.remove(ACCEPT).map_err(Error::io("remove", ACCEPT))?;
+    meta.rewrite(|w| w.control(OLDER_STATE, None))
 }
 
 /// Opens the directory of a store, or of one to be. It must be this user's: whoever owns it could change what is in it

@@ -9,7 +9,7 @@
 //!
 //! # Lock order
 //! `control` (snapshots and rollbacks) → `names` → an [`Op`] → a file's stack → a layer's state → the metadata's
-//! tables. `pinned`, `live`, `contents`, `discarded` and `promised` are leaves.
+//! tables. `pinned` comes before a layer's state; `live`, `contents`, `discarded` and `promised` are leaves.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -351,10 +351,7 @@ impl Core {
 
     /// The layer that a row stands for: the one in use, or loaded now.
     pub(crate) fn layer(&self, ino: Ino, epoch: EpochId, seen: &[u8]) -> Result<Arc<Layer>> {
-        // A sealed layer in memory that differs from its row is one that folding has replaced just now.
-        let is_current = |layer: &Layer, row: &LayerRow| !row.sealed || layer.state.read().matches(row);
-        let row = LayerRow::decode(seen)?;
-        if let Some(layer) = self.live_layer(ino, epoch).filter(|l| is_current(l, &row)) {
+        if let Some(layer) = self.live_layer(ino, epoch, &LayerRow::decode(seen)?) {
             return Ok(layer);
         }
         let row = self.row_of_gone(ino, epoch, seen)?;
@@ -366,7 +363,7 @@ impl Core {
             loaded.anchored.store(true, Ordering::Release);
         }
         let mut live = self.live.lock();
-        if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade).filter(|l| is_current(l, &row)) {
+        if let Some(layer) = live.get(&(ino, epoch)).and_then(Weak::upgrade).filter(|l| l.stands_for(&row)) {
             return Ok(layer);
         }
         if live.len() >= 1024 && live.len().is_power_of_two() {
@@ -376,8 +373,11 @@ impl Core {
         Ok(loaded)
     }
 
-    pub(crate) fn live_layer(&self, ino: Ino, epoch: EpochId) -> Option<Arc<Layer>> {
-        self.live.lock().get(&(ino, epoch)).and_then(Weak::upgrade)
+    /// The layer in memory that a row stands for. None also where folding has put another in the place of the one in
+    /// memory: that one's size and chunks are of the past.
+    pub(crate) fn live_layer(&self, ino: Ino, epoch: EpochId, row: &LayerRow) -> Option<Arc<Layer>> {
+        let layer = self.live.lock().get(&(ino, epoch)).and_then(Weak::upgrade)?;
+        layer.stands_for(row).then_some(layer)
     }
 
     /// Has contents that are being loaded right now look again: rows of layers are about to change, or just have.
@@ -412,17 +412,33 @@ impl Core {
 
     /// Has the next commit write the layer's row, as the layer is then.
     pub(crate) fn touch_layer(&self, layer: &Arc<Layer>) {
-        if !layer.in_memtable.swap(true, Ordering::AcqRel) {
-            self.pinned.lock().insert((layer.ino, layer.epoch), Arc::clone(layer));
+        if !layer.in_memtable.load(Ordering::Acquire) {
+            self.put_row(layer, false);
+        }
+    }
+
+    /// Puts the layer's row into the memtable, unless one is there and another is not `wanted`. In one step with
+    /// [`Core::take_row`]: else a commit could let go of the layer between the mark and the row.
+    fn put_row(&self, layer: &Arc<Layer>, wanted: bool) {
+        let mut pinned = self.pinned.lock();
+        if !layer.in_memtable.swap(true, Ordering::AcqRel) || wanted {
+            pinned.insert((layer.ino, layer.epoch), Arc::clone(layer));
             let row = layer.row(false).encode();
             self.meta.apply_at(layer.epoch, vec![(Key::layer(layer.ino), Some(row.into()))], &[]);
         }
     }
 
+    /// The row as a commit is to write it: what changes from here on has to put another.
+    pub(super) fn take_row(&self, layer: &Layer, with_chunks: bool) -> Vec<u8> {
+        let _pinned = self.pinned.lock();
+        layer.in_memtable.store(false, Ordering::Release);
+        layer.row_maybe_on_disk.store(true, Ordering::Release);
+        layer.row(with_chunks).encode()
+    }
+
     /// Has the next commit write the layer's row even if it was going to leave it for later.
     pub(crate) fn require_commit(&self, layer: &Arc<Layer>) {
-        layer.in_memtable.store(false, Ordering::Release);
-        self.touch_layer(layer);
+        self.put_row(layer, true);
     }
 
     /// Has the next commit, once it has succeeded, remove a layer file. To be called after the change that stops
@@ -546,3 +562,6 @@ impl Core {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -276,6 +276,11 @@ impl Layer {
         self.failed.store(true, Ordering::Release);
     }
 
+    /// Whether it is the layer that a row stands for. A sealed one that differs from its row was just replaced.
+    pub(crate) fn stands_for(&self, row: &LayerRow) -> bool {
+        !row.sealed || self.state.read().matches(row)
+    }
+
     /// Notes that something was written.
     pub(crate) fn wrote(&self) {
         if !self.unsynced.load(Ordering::Relaxed) {

@@ -12,7 +12,7 @@ use roaring::RoaringBitmap;
 use super::core::Core;
 use super::layer::Layer;
 use super::lineage::Lineage;
-use super::rows::{Key, KeyKind, LayerFile};
+use super::rows::{Key, KeyKind, LayerFile, LayerRow, Row};
 use super::snapshots::{epoch_row, json, snapshot_row};
 use super::space::{self, own_chunks};
 use super::sums::{GROUP, Group, for_each_chunk, group_key, hash_chunk};
@@ -218,7 +218,7 @@ impl Core {
     /// Chunks of data that an inode shows in a lineage before an epoch of it.
     pub(crate) fn chunks_in(&self, lineage: &Lineage, ino: Ino, before: EpochId) -> Result<u64> {
         match self.meta.newest_below(lineage, &Key::layer(ino), before)? {
-            Some((epoch, Some(bytes))) => match self.live_layer(ino, epoch) {
+            Some((epoch, Some(bytes))) => match self.live_layer(ino, epoch, &LayerRow::decode(&bytes)?) {
                 Some(layer) => self.visible_through(&layer),
                 None => Ok(self.row_of_gone(ino, epoch, &bytes)?.visible),
             },

@@ -23,10 +23,8 @@ impl Source for Core {
             let row = LayerRow::decode(row)?;
             return Ok(if row.limit > 0 && !row.sealed { LayerCommit::Skip } else { LayerCommit::AsIs });
         };
-        layer.in_memtable.store(false, Ordering::Release);
         if layer.barrier && !layer.anchored.load(Ordering::Acquire) {
             if !full {
-                layer.in_memtable.store(true, Ordering::Release);
                 // The disk's row still leads to what this layer replaced.
                 let mut doomed = self.doomed.lock();
                 let kept = doomed.extract_if(.., |(i, file)| *i == ino && file.epoch == epoch);
@@ -36,13 +34,11 @@ impl Source for Core {
             if let Err(e) = self.sync_layer(&layer) {
                 // One file's trouble is not everybody's: its row waits, its own fsync fails.
                 tracing::error!("a layer cannot be synced: {e}");
-                layer.in_memtable.store(true, Ordering::Release);
                 return Ok(LayerCommit::Defer);
             }
         }
-        layer.row_maybe_on_disk.store(true, Ordering::Release);
         let with_chunks = !self.holes_exact || self.closing.load(Ordering::Acquire);
-        let row = layer.row(with_chunks).encode();
+        let row = self.take_row(&layer, with_chunks);
         if with_chunks {
             // The map in the row must not promise a chunk that is not on the disk.
             self.sync_layer(&layer)?;

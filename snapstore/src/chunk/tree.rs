@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::content::Content;
 use super::core::{Core, Scope, ViewScope};
 use super::lineage::Lineage;
-use super::rows::{DentryRow, InodeRow, Key, KeyKind, Row};
+use super::rows::{DentryRow, InodeRow, Key, KeyKind, LayerRow, Row};
 use crate::backend::{FileRead, Seek, Tree};
 use crate::error::{Error, Result};
 use crate::types::{Attr, DirEntry, FileKind, Ino, NAME_MAX, StatFs};
@@ -82,7 +82,7 @@ impl Lookup<'_> {
         let mut first = true;
         self.core.meta.versions(self.lineage, &Key::layer(ino), |epoch, value| {
             let Some(bytes) = value else { return Ok(true) };
-            let (size, limit, blocks) = match self.core.live_layer(ino, epoch) {
+            let (size, limit, blocks) = match self.core.live_layer(ino, epoch, &LayerRow::decode(bytes)?) {
                 Some(layer) => {
                     let (size, limit, sealed, blocks) = {
                         let s = layer.state.read();

@@ -137,8 +137,10 @@ impl Meta {
                 _ => None,
             });
             // A row that came in meanwhile is newer.
-            if let Some(table) = open {
-                table.rows.entry(key).or_insert(value);
+            match open {
+                Some(table) => drop(table.rows.entry(key).or_insert(value)),
+                // A layer that could not be synced when its epoch was sealed: it stays in memory, and is said.
+                None => tracing::error!(%epoch, ?key, "a row was put off past the end of its epoch"),
             }
         }
         Ok(())

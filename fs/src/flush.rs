@@ -31,6 +31,16 @@ use crate::node::NodeId;
 use crate::sys;
 use crate::tree::MountTree;
 
+/// What of an inode is flushed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flush {
+    /// What was written, and the file's times.
+    All,
+    /// What was written. That needs no lock of the inode, which a change of its name or size holds as long as it has to
+    /// wait (see [`crate::order`]).
+    Pages,
+}
+
 /// How many inodes are flushed at once. Each needs a worker or two to take its pages.
 const PARALLEL: usize = 4;
 
@@ -56,10 +66,10 @@ impl Drop for Flusher<'_> {
 
 impl Mounted {
     /// Has the kernel write back every inode that is open for writing. Never on a thread that answers requests.
-    pub(crate) fn flush_writers(&self) -> Result<(), Failure> {
+    pub(crate) fn flush_writers(&self, what: Flush) -> Result<(), Failure> {
         let writers = self.tree.handles.writers(self.tree.live_tag());
         let (closed, failures) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
-        self.through_mount(&writers, |writer| match self.flush_inode(writer.id) {
+        self.through_mount(&writers, |writer| match self.flush_inode(writer.id, what) {
             Ok(true) => {}
             Ok(false) => closed.lock().push(*writer),
             Err(error) => failures.lock().push((*writer, error)),
@@ -93,13 +103,13 @@ impl Mounted {
     }
 
     /// Whether it could be done this way: false for what may not be opened.
-    fn flush_inode(&self, id: NodeId) -> io::Result<bool> {
+    fn flush_inode(&self, id: NodeId, what: Flush) -> io::Result<bool> {
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(self.path_of(id));
         match opened {
-            Ok(file) => sync_pages(&file).map(|()| true),
+            Ok(file) => flush_file(&file, what).map(|()| true),
             // Closed for good since we listed it, so the kernel has flushed it.
             Err(_) if !self.tree.handles.is_writer(id) => Ok(true),
             // Without root, a file that its owner may not read; or one that somebody holds a lease on.
@@ -131,9 +141,12 @@ impl Mounted {
     }
 }
 
-fn sync_pages(file: &File) -> io::Result<()> {
+fn flush_file(file: &File, what: Flush) -> io::Result<()> {
     sys::write_and_wait(file)?;
-    file.sync_all()
+    match what {
+        Flush::All => file.sync_all(),
+        Flush::Pages => Ok(()),
+    }
 }
 
 /// Does something with each of `items`, on a few threads.

@@ -227,7 +227,8 @@ mod tests {
             assert_eq!(all.look(begin + Duration::from_secs(second), LIMIT), []);
         }
         std::thread::scope(|scope| {
-            scope.spawn(|| drop(all.begin(Kind::Fsync, NODE)));
+            // Joined: the end of the scope alone does not wait for what the thread leaves behind.
+            scope.spawn(|| drop(all.begin(Kind::Fsync, NODE))).join().unwrap();
         });
         assert_eq!(all.watched.lock().len(), 2);
         all.look(begin + Duration::from_secs(100), LIMIT);

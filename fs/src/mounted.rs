@@ -15,11 +15,12 @@ use std::thread;
 
 use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
-use snapstore::backend::{Backend, HeightQuery, SnapshotInfo, SnapshotOptions};
+use snapstore::backend::{Backend, Gate, HeightQuery, Open, SnapshotInfo, SnapshotOptions};
 use snapstore::control::{Failure, FailureKind};
 
 use crate::adapter::Requests;
 use crate::errno::{Errno, Result};
+use crate::flush::Flush;
 use crate::inflight::InFlight;
 use crate::kernel::Kernel;
 use crate::mount::{Cache, MountOptions};
@@ -53,11 +54,20 @@ pub struct Mounted {
 }
 
 /// Why there was no cut.
-enum NotCut {
+pub(crate) enum NotCut {
     /// The kernel could not write back what it keeps.
     Flush(Failure),
     /// The store refused or failed.
     Store(snapstore::Error),
+}
+
+impl From<NotCut> for Failure {
+    fn from(refused: NotCut) -> Failure {
+        match refused {
+            NotCut::Flush(failure) => failure,
+            NotCut::Store(error) => error.into(),
+        }
+    }
 }
 
 impl Mounted {
@@ -161,35 +171,48 @@ impl Mounted {
         options: &SnapshotOptions,
     ) -> std::result::Result<SnapshotInfo, Failure> {
         let _one = self.verb.lock();
-        self.cut(height, options).map_err(|refused| match refused {
-            NotCut::Flush(failure) => failure,
-            NotCut::Store(error) => error.into(),
-        })
+        Ok(self.cut(height, options)?)
     }
 
-    /// The barrier and the cut. Nothing that is in the cut as a change of names or sizes is there without what was
-    /// written before it: see [`crate::order`].
+    /// The barrier and the cut.
     fn cut(
         &self,
         height: snapstore::Height,
         options: &SnapshotOptions,
     ) -> std::result::Result<SnapshotInfo, NotCut> {
+        self.in_order("snapshot", Some(height), |gate| self.backend.cut(height, options, gate))
+    }
+
+    /// The barrier, then what it is for. Nothing that `attempt` finds as a change of names or sizes is there without
+    /// what was written before it: see [`crate::order`]. `attempt` answers `None` if the gate was closed.
+    pub(crate) fn in_order<T>(
+        &self,
+        verb: &str,
+        height: Option<snapstore::Height>,
+        attempt: impl Fn(&dyn Gate) -> snapstore::Result<Option<T>>,
+    ) -> std::result::Result<T, NotCut> {
         let order = &self.tree.order;
         for round in 0..FREE_ROUNDS + HELD_ROUNDS {
             let held = round.checked_sub(FREE_ROUNDS);
             let _held = held.map(|round| order.hold(SHORTEST_HOLD * (1 << round)));
             let gate = order.unchanged();
-            self.flush_writers().map_err(NotCut::Flush)?;
-            if let Some(taken) = self.backend.cut(height, options, &gate).map_err(NotCut::Store)? {
-                return Ok(taken);
+            // Held back, a change keeps its inode's lock: the times are those of the round before.
+            let what = if held.is_none() { Flush::All } else { Flush::Pages };
+            self.flush_writers(what).map_err(NotCut::Flush)?;
+            if let Some(done) = attempt(&gate).map_err(NotCut::Store)? {
+                return Ok(done);
             }
         }
         tracing::warn!(
-            %height,
-            "names change faster than written data can be flushed: the snapshot may show a change of names without \
+            verb,
+            height = height.map(tracing::field::display),
+            "names change faster than written data can be flushed: what is kept may show a change of names without \
              unsynced data that was written shortly before it"
         );
-        self.backend.snapshot(height, options).map_err(NotCut::Store)
+        match attempt(&Open).map_err(NotCut::Store)? {
+            Some(done) => Ok(done),
+            None => unreachable!("this gate is always open"),
+        }
     }
 
     /// `mkdir @height/NAME`.

@@ -10,6 +10,8 @@
 //! written before the last of them is then in the daemon too. When one did arrive, the barrier is run again, which is
 //! quick, as there is little left to write back. When names change all the time, they have to wait meanwhile, for a
 //! bounded time: the kernel holds locks for a change that waits, and the barrier may need one of them.
+//!
+//! A switch of the head goes by the same rule: the head that is left can be got back, and is to be whole then.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -47,8 +49,9 @@ impl Order {
         }
     }
 
-    /// To be called by every request that changes a name or drops content, before it does.
-    pub(crate) fn change(&self) {
+    /// To be called by every request that changes a name or a size, before it enters the tree: if it waited inside, a
+    /// switch, which wants the tree for itself, would wait for it.
+    pub(crate) fn wait(&self) {
         let mut state = self.state.lock();
         if state.held_until.is_some() && state.held < self.most_held {
             self.waits.fetch_add(1, Ordering::Relaxed);
@@ -60,7 +63,11 @@ impl Order {
             }
             state.held -= 1;
         }
-        state.changes += 1;
+    }
+
+    /// To be called by every such request right before it makes its change.
+    pub(crate) fn change(&self) {
+        self.state.lock().changes += 1;
     }
 
     /// A cut is allowed as long as nothing changes from here on.
@@ -131,7 +138,10 @@ mod tests {
         thread::scope(|scope| {
             let held = order.hold(Duration::from_secs(60));
             let gate = order.unchanged();
-            let change = scope.spawn(|| order.change());
+            let change = scope.spawn(|| {
+                order.wait();
+                order.change();
+            });
             while order.waits.load(Ordering::Relaxed) == 0 {
                 thread::yield_now();
             }
@@ -148,6 +158,7 @@ mod tests {
         let order = Order::new(4);
         let _held = order.hold(Duration::from_millis(1));
         let gate = order.unchanged();
+        order.wait();
         order.change();
         assert!(!passes(&gate));
     }
@@ -157,11 +168,11 @@ mod tests {
         let order = Order::new(5);
         thread::scope(|scope| {
             let held = order.hold(Duration::from_secs(60));
-            let waiting = [scope.spawn(|| order.change()), scope.spawn(|| order.change())];
+            let waiting = [scope.spawn(|| order.wait()), scope.spawn(|| order.wait())];
             while order.waits.load(Ordering::Relaxed) < 2 {
                 thread::yield_now();
             }
-            order.change();
+            order.wait();
             assert!(waiting.iter().all(|thread| !thread.is_finished()));
             drop(held);
         });

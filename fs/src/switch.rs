@@ -45,14 +45,13 @@ impl Mounted {
     pub(crate) fn switch_head(
         &self,
         force: bool,
-        switch: impl FnOnce() -> snapstore::Result<SwitchReport>,
+        switch: impl Fn() -> snapstore::Result<SwitchReport>,
     ) -> Result<SwitchReport, Failure> {
         if !force {
             self.refuse_writers()?;
         }
         // So that the head that is left is whole, and can be got back whole.
-        self.flush_writers()?;
-        let (names, report) = self.tree.switch(switch)?;
+        let (names, report) = self.in_order("rollback", None, |gate| self.tree.switch(gate, &switch))?;
         if let Some(kernel) = self.kernel() {
             self.drop_names(&*kernel, &names);
             self.drop_older(&*kernel);

@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, umount2};
 use snapstore::control::Failure;
 use snapstore::procs;
 
+use crate::flush::Flush;
 use crate::mount::open_point;
 use crate::mounted::{Mounted, busy, failed};
 use crate::switch::NAMED;
@@ -24,7 +25,7 @@ impl Mounted {
     pub(crate) fn unmount(&self) -> Result<(), Failure> {
         {
             let _one = self.verb.lock();
-            self.flush_writers()?;
+            self.flush_writers(Flush::All)?;
         }
         let path = &self.options.mountpoint;
         match patiently(path) {

@@ -8,6 +8,7 @@ use snapstore::control::{Failure, Reply, Request, Side, Verbs, verbs};
 
 use snapstore::progress::Silent;
 
+use crate::flush::Flush;
 use crate::mounted::Mounted;
 
 impl Verbs for Mounted {
@@ -35,7 +36,7 @@ impl Verbs for Mounted {
             Request::Unmount => self.unmount().map(|()| Reply::Done),
             Request::Diff { a, b, .. } => {
                 if [a, b].contains(&&Side::Live) {
-                    self.flush_writers()?;
+                    self.flush_writers(Flush::All)?;
                 }
                 self.of_the_store(&request)
             }
@@ -64,7 +65,7 @@ impl Mounted {
         report: SwitchReport,
         force: bool,
         dry_run: bool,
-        switch: impl FnOnce() -> snapstore::Result<SwitchReport>,
+        switch: impl Fn() -> snapstore::Result<SwitchReport>,
     ) -> Result<Reply, Failure> {
         if dry_run {
             return Ok(Reply::Switched(report));

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use mem::Mem;
-use snapstore::backend::{Backend, HeightQuery, RenameMode, SnapshotOptions};
+use snapstore::backend::{Backend, HeightQuery, Open, RenameMode, SnapshotOptions};
 use snapstore::{FileKind, Height};
 use tmfs_fs::errno::Errno;
 use tmfs_fs::node::{NodeId, Tag, Virtual};
@@ -116,7 +116,7 @@ fn numbers_and_handles_of_a_head_that_was_left_are_refused() {
             names.len() == 2
         })
         .unwrap();
-    tree.switch(|| mem.rollback(HeightQuery::Newest, &[], false)).unwrap();
+    tree.switch(&Open, || mem.rollback(HeightQuery::Newest, &[], false)).unwrap();
 
     assert_eq!(err(tree.write(fh, b"x", 0, false)), libc::EIO);
     assert_eq!(err(tree.read(fh, &mut [0], 0)), libc::EIO);

@@ -128,8 +128,8 @@ pub trait FileWrite: FileRead {
 
 /// Decides at the moment of a cut whether it may be made.
 pub trait Gate: Sync {
-    /// Calls `cut` once, and answers `true`; or does not, and answers `false`. What `cut` does takes microseconds and
-    /// waits for no operation, so the gate may hold back whatever must not come in between.
+    /// Calls `cut` once, and answers `true`; or does not, and answers `false`. What the cut of a snapshot does takes
+    /// microseconds and waits for no operation, so the gate may hold back whatever must not come in between.
     fn pass(&self, cut: &mut dyn FnMut()) -> bool;
 }
 

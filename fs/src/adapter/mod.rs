@@ -121,6 +121,9 @@ impl Filesystem for Adapter {
             times: Times::Touch,
         };
         let fh = fh.map(|fh| fh.0);
+        if size.is_some() {
+            self.mounted.tree.order.wait();
+        }
         self.serve(
             Kind::SetAttr,
             ino,
@@ -231,6 +234,9 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.0 & libc::O_TRUNC != 0 {
+            self.mounted.tree.order.wait();
+        }
         self.serve(
             Kind::Open,
             ino,

@@ -52,6 +52,12 @@ kinds! {
 }
 
 impl Kind {
+    /// Whether it makes, moves or removes a name.
+    pub(crate) fn changes_names(self) -> bool {
+        use Kind::*;
+        matches!(self, MkNod | MkDir | Unlink | RmDir | Symlink | Rename | Link | Create)
+    }
+
     /// FUSE's name for it.
     pub fn name(self) -> &'static str {
         Kind::NAMES[self as usize]

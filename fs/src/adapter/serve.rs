@@ -29,6 +29,9 @@ impl Adapter {
     ) {
         // Before the tree is entered: waiting for that is a part of what can take too long.
         let _watched = self.mounted.in_flight.begin(kind, node(ino));
+        if kind.changes_names() {
+            self.mounted.tree.order.wait();
+        }
         let tree = self.mounted.tree.enter();
         reply(self.guarded(kind, || work(&tree)));
     }

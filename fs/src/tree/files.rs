@@ -169,6 +169,7 @@ impl MountTree {
             within_limit(offset, len)?;
         }
         let handle = self.handle(fh)?;
+        self.order.wait();
         self.order.change();
         Ok(writable(&handle)?.file.allocate(mode, offset, len)?)
     }
@@ -191,6 +192,7 @@ impl MountTree {
         let len = len.min(COPY_MAX);
         let file = writable(&target)?;
         within_limit(to.1, len)?;
+        self.order.wait();
         self.order.change();
         Ok(file.file.copy_from(readable(&source)?, from.1, to.1, len)? as u32)
     }

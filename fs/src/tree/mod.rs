@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use snapstore::backend::{Backend, Head};
+use snapstore::backend::{Backend, Gate, Head};
 use snapstore::{Attr, Ino, NAME_MAX, Timestamp};
 
 pub use dirs::DirItem;
@@ -176,14 +176,18 @@ impl MountTree {
     }
 
     /// Lets `switch` exchange the live head while nobody is in the tree, and takes over what it left live. Gives back
-    /// the names that led from the root before and after, and what `switch` answered.
+    /// the names that led from the root before and after, and what `switch` answered; `None` if `gate` did not let it
+    /// pass. Whatever the gate holds back waits for the whole switch.
     pub fn switch<T>(
         &self,
-        switch: impl FnOnce() -> snapstore::Result<T>,
-    ) -> snapstore::Result<(Vec<DirName>, T)> {
+        gate: &dyn Gate,
+        switch: impl Fn() -> snapstore::Result<T>,
+    ) -> snapstore::Result<Option<(Vec<DirName>, T)>> {
         let mut live = self.live.write();
         let mut names: Vec<DirName> = live.head.read_dir(Ino::ROOT)?.into_iter().map(|e| e.name).collect();
-        let answer = switch()?;
+        let mut switched = None;
+        gate.pass(&mut || switched = Some(switch()));
+        let Some(answer) = switched.transpose()? else { return Ok(None) };
         let tag = self.views.tag_for_head();
         *live = Live { head: self.backend.head(), serial: self.backend.head_serial(), tag };
         self.serial.store(live.serial, Ordering::Release);
@@ -194,7 +198,7 @@ impl MountTree {
         }
         names.sort();
         names.dedup();
-        Ok((names, answer))
+        Ok(Some((names, answer)))
     }
 
     /// The tag of the live head's nodes.

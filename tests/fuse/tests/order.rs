@@ -3,7 +3,7 @@
 //! synced, that it needs it no more.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,19 +29,17 @@ impl Change {
     }
 
     /// Makes the change that belongs to record `number`.
-    fn make(self, dir: &Path, number: u64) {
+    fn make(self, dir: &Path, number: u64) -> io::Result<()> {
         let (now, next) = (dir.join(format!("at {number}")), dir.join(format!("at {}", number + 1)));
         match self {
             Change::Unlink => {
-                fs::write(next, b"x").unwrap();
-                fs::remove_file(now).unwrap();
+                fs::write(next, b"x")?;
+                fs::remove_file(now)
             }
-            Change::Rename => fs::rename(now, next).unwrap(),
-            Change::Resize => {
-                File::options().write(true).open(dir.join("at 1")).unwrap().set_len(number + 1).unwrap();
-            }
+            Change::Rename => fs::rename(now, next),
+            Change::Resize => File::options().write(true).open(dir.join("at 1"))?.set_len(number + 1),
             // Opens with O_TRUNC what the change before it has filled.
-            Change::Empty => fs::write(dir.join("at 1"), number.to_string()).unwrap(),
+            Change::Empty => fs::write(dir.join("at 1"), number.to_string()),
         }
     }
 
@@ -75,7 +73,7 @@ fn run(pause: Duration) {
                         break;
                     }
                     journal.write_all(&number.to_le_bytes()).unwrap();
-                    change.make(&dir, number);
+                    change.make(&dir, number).unwrap();
                     std::thread::sleep(pause);
                 }
             });
@@ -113,6 +111,58 @@ fn run(pause: Duration) {
         }
         assert!(last > cuts, "{change:?}: the writer was at work: {last} changes in {cuts} cuts");
     }
+}
+
+/// Writers that go on until a rollback takes the file away under them; then the head that was left is looked at.
+fn leave() {
+    let mount = Mount::empty();
+    mount.snapshot(1);
+    let rounds = by_ring(12, 100);
+    // Where it could not be kept, the daemon has said so.
+    let said = || {
+        let log = fs::read_to_string(mount.store.join("tmfs.log")).unwrap();
+        log.lines().filter(|line| line.contains("names change faster")).count()
+    };
+    let mut unordered = 0;
+    for round in 0..rounds {
+        let dirs: Vec<_> =
+            CHANGES.iter().map(|change| (*change, mount.live(format!("{change:?}.{round}")))).collect();
+        std::thread::scope(|scope| {
+            for (change, dir) in &dirs {
+                change.start(dir);
+                let mut journal = File::create(dir.join("journal")).unwrap();
+                scope.spawn(move || {
+                    for number in 1u64.. {
+                        if journal.write_all(&number.to_le_bytes()).is_err()
+                            || change.make(dir, number).is_err()
+                        {
+                            break;
+                        }
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(30));
+            mount.ok(&["rollback", "1", "--force"]);
+        });
+        mount.ok(&["rollback", "--undo", "--force"]);
+        let ordered = said() == unordered;
+        unordered = said();
+        for (change, dir) in dirs.iter().filter(|_| ordered) {
+            let written = fs::metadata(dir.join("journal")).unwrap().len() / 8;
+            let shown = change.shown(dir);
+            assert!(shown <= written, "round {round}: {change:?} {shown}, but only {written} were written");
+        }
+        for (_, dir) in &dirs {
+            fs::remove_dir_all(dir).unwrap();
+        }
+    }
+    assert!(unordered <= rounds / 4, "{unordered} of {rounds} heads were not left in order");
+}
+
+/// As a snapshot, so the head that a rollback leaves: an undo brings it back.
+#[test]
+fn a_head_that_was_left() {
+    leave();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -60,49 +61,72 @@ pub struct Damage {
     pub detail: String,
 }
 
-/// Reads a whole tree, or of its files only those in `only`.
+/// Reads a whole tree, or of its files only those in `only`, on so many threads. What is damaged is noted in no
+/// particular order.
 pub fn tree(
     tree: &dyn Tree,
     height: Option<Height>,
     only: Option<&BTreeSet<Ino>>,
+    threads: usize,
     progress: &dyn Progress,
     report: &mut VerifyReport,
 ) -> Result<()> {
-    let mut walk = Walk { tree, height, only, progress, seen: BTreeSet::new(), report };
-    walk.dir(Ino::ROOT, Path::new(""), 0)
+    let reader = Reader { tree, height, progress, bytes: 0, damaged: Vec::new() };
+    let mut walk = Walk { reader, only, threads, seen: BTreeSet::new(), files: Vec::new() };
+    let walked = walk.dir(Ino::ROOT, Path::new(""), 0).and_then(|()| walk.read_files());
+    report.bytes += walk.reader.bytes;
+    report.damaged.append(&mut walk.reader.damaged);
+    walked
 }
 
+/// So many files are found before they are read: enough for all threads.
+const FILES: usize = 4096;
+
+/// Goes through the names and attributes, and lists the files to be read.
 struct Walk<'a> {
+    reader: Reader<'a>,
+    only: Option<&'a BTreeSet<Ino>>,
+    threads: usize,
+    seen: BTreeSet<Ino>,
+    files: Vec<(Ino, PathBuf)>,
+}
+
+/// Reads, and notes what is damaged.
+struct Reader<'a> {
     tree: &'a dyn Tree,
     height: Option<Height>,
-    only: Option<&'a BTreeSet<Ino>>,
     progress: &'a dyn Progress,
-    seen: BTreeSet<Ino>,
-    report: &'a mut VerifyReport,
+    bytes: u64,
+    damaged: Vec<Damage>,
 }
 
 impl Walk<'_> {
     fn dir(&mut self, dir: Ino, path: &Path, depth: usize) -> Result<()> {
         if depth > 4096 {
-            return self.note(
+            return self.reader.note(
                 path,
                 0,
                 0,
                 &Error::Damaged { what: "directory tree", detail: "a cycle".into() },
             );
         }
-        let entries = match self.tree.read_dir(dir) {
+        let entries = match self.reader.tree.read_dir(dir) {
             Ok(entries) => entries,
-            Err(error) => return self.note(path, 0, 0, &error),
+            Err(error) => return self.reader.note(path, 0, 0, &error),
         };
         for entry in entries {
             let path = path.join(&entry.name);
-            if let Err(error) = self.attributes(entry.ino, entry.kind) {
-                self.note(&path, 0, 0, &error)?;
+            if let Err(error) = self.reader.attributes(entry.ino, entry.kind) {
+                self.reader.note(&path, 0, 0, &error)?;
             }
             match entry.kind {
                 FileKind::Directory => self.dir(entry.ino, &path, depth + 1)?,
-                FileKind::Regular if self.is_wanted(entry.ino) => self.file(entry.ino, &path)?,
+                FileKind::Regular if self.is_wanted(entry.ino) => {
+                    self.files.push((entry.ino, path));
+                    if self.files.len() == FILES {
+                        self.read_files()?;
+                    }
+                }
                 _ => {}
             }
         }
@@ -117,6 +141,42 @@ impl Walk<'_> {
         }
     }
 
+    /// Reads the files that were listed.
+    fn read_files(&mut self) -> Result<()> {
+        let files = std::mem::take(&mut self.files);
+        let next = AtomicUsize::new(0);
+        let Reader { tree, height, progress, .. } = self.reader;
+        let read = || {
+            let mut reader = Reader { tree, height, progress, bytes: 0, damaged: Vec::new() };
+            let mut done = Ok(());
+            while done.is_ok()
+                && let Some((ino, path)) = files.get(next.fetch_add(1, Ordering::Relaxed))
+            {
+                done = reader.file(*ino, path);
+            }
+            (reader.bytes, reader.damaged, done)
+        };
+        let threads = self.threads.clamp(1, files.len().max(1));
+        let found: Vec<_> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(read)).collect();
+            let own = read();
+            let others = others.into_iter().map(|other| match other.join() {
+                Ok(found) => found,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            others.chain([own]).collect()
+        });
+        let mut all = Ok(());
+        for (bytes, mut damaged, done) in found {
+            self.reader.bytes += bytes;
+            self.reader.damaged.append(&mut damaged);
+            all = all.and(done);
+        }
+        all
+    }
+}
+
+impl Reader<'_> {
     fn attributes(&self, ino: Ino, kind: FileKind) -> Result<()> {
         let attr = self.tree.get_attr(ino)?;
         if attr.kind != kind {
@@ -183,7 +243,7 @@ impl Walk<'_> {
     }
 
     fn advance(&mut self, bytes: u64) {
-        self.report.bytes += bytes;
+        self.bytes += bytes;
         self.progress.advance(bytes);
     }
 
@@ -192,7 +252,7 @@ impl Walk<'_> {
         if is_end(error) {
             return Err(if matches!(error, Error::Closed) { Error::Closed } else { Error::Stale });
         }
-        let known = &mut self.report.damaged;
+        let known = &mut self.damaged;
         // Neighbouring chunks are one range.
         if let Some(last) = known.last_mut()
             && last.height == self.height

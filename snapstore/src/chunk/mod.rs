@@ -4,6 +4,7 @@ mod account;
 mod acl;
 pub(crate) mod adopt;
 mod checked;
+mod compare;
 mod content;
 mod core;
 mod database;

@@ -138,7 +138,8 @@ impl Backend for ChunkStore {
     }
 
     fn verify(&self, height: Option<Height>, progress: &dyn Progress) -> Result<VerifyReport> {
-        super::verify::verify(&self.core, height, progress)
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        super::verify::verify(&self.core, height, threads, progress)
     }
 
     fn activity(&self) -> Option<Activity> {

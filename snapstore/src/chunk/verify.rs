@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 
+use super::compare::{compare, push_parts};
 use super::core::Core;
 use super::head::ChunkHead;
 use super::layer::scan_chunks;
@@ -19,14 +20,13 @@ use super::lineage::Lineage;
 use super::rows::{DentryRow, InodeRow, Key, KeyKind, LayerRow, Row};
 use super::seal::Known;
 use super::snapshots::{json, snapshot_row};
-use super::sums::{GROUP, Group, ZEROS, for_each_chunk, group_key, hash_chunk};
 use super::tree::ViewTree;
 use crate::backend::HeightQuery;
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::merkle::{self, Hash};
 use crate::progress::Progress;
-use crate::types::{CHUNK_SIZE, EpochId, Height, Ino};
+use crate::types::{CHUNK_SIZE, Height, Ino};
 use crate::verify::{self, Activity, Damage, ScrubResult, VerifyReport};
 
 /// A scrub reads so many bytes a second at most.
@@ -36,10 +36,11 @@ const SCRUB_EVERY: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 2
 /// A store that was just opened is left alone for so long.
 pub(super) const SCRUB_AFTER: Duration = Duration::from_secs(120);
 
-/// Reads everything, or what one height shows.
+/// Reads everything, or what one height shows, on so many threads.
 pub(crate) fn verify(
     core: &Arc<Core>,
     height: Option<Height>,
+    threads: usize,
     progress: &dyn Progress,
 ) -> Result<VerifyReport> {
     let mut report = VerifyReport::default();
@@ -49,10 +50,11 @@ pub(crate) fn verify(
         let (view, bytes) = view(core, height)?;
         report.heights = 1;
         progress.step("reading", Some(bytes));
-        verify::tree(&view, Some(height), None, progress, &mut report)?;
+        verify::tree(&view, Some(height), None, threads, progress, &mut report)?;
+        report.damaged.sort();
         return Ok(report);
     }
-    let suspects = core.check_layers(progress, &mut report)?;
+    let suspects = core.check_layers(threads, progress, &mut report)?;
     let heights: Vec<Height> = core.control.lock().visible.keys().copied().collect();
     report.heights = heights.len() as u64;
     if !suspects.is_empty() {
@@ -60,7 +62,7 @@ pub(crate) fn verify(
         let mut again = VerifyReport::default();
         for height in heights {
             let looked = view(core, height).and_then(|(view, _)| {
-                verify::tree(&view, Some(height), Some(&suspects), progress, &mut again)
+                verify::tree(&view, Some(height), Some(&suspects), threads, progress, &mut again)
             });
             match looked {
                 // Deleted meanwhile.
@@ -69,7 +71,7 @@ pub(crate) fn verify(
             }
         }
         let head = ChunkHead { core: Arc::clone(core), instance: Arc::clone(&core.head().instance) };
-        match verify::tree(&head, None, Some(&suspects), progress, &mut again) {
+        match verify::tree(&head, None, Some(&suspects), threads, progress, &mut again) {
             // Rolled back meanwhile: the next time finds it.
             Err(Error::Stale) => {}
             done => done?,
@@ -148,8 +150,13 @@ impl Core {
     }
 
     /// Decodes all rows, and compares all sealed layers with their hashes. The inodes of those that do not fit.
-    fn check_layers(&self, progress: &dyn Progress, report: &mut VerifyReport) -> Result<BTreeSet<Ino>> {
-        let mut layers: Vec<(Ino, EpochId)> = Vec::new();
+    fn check_layers(
+        &self,
+        threads: usize,
+        progress: &dyn Progress,
+        report: &mut VerifyReport,
+    ) -> Result<BTreeSet<Ino>> {
+        let mut parts = Vec::new();
         let mut total = 0;
         let damaged = &mut report.damaged;
         progress.step("reading the metadata", None);
@@ -161,80 +168,16 @@ impl Core {
                 let row = LayerRow::decode(bytes)?;
                 if row.sealed {
                     total += row.blocks * 512;
-                    layers.push((ino, epoch));
+                    push_parts(&mut parts, ino, epoch, &row);
                 }
             }
             Ok(())
         })?;
         progress.step("reading", Some(total));
-        let mut suspects = BTreeSet::new();
-        for (ino, epoch) in layers {
-            if self.stopping.load(Ordering::Acquire) {
-                return Err(Error::Closed);
-            }
-            match self.check_layer(ino, epoch, progress, report) {
-                Ok(true) => {}
-                Ok(false) => drop(suspects.insert(ino)),
-                // Folded or removed since it was listed, or it is not there at all: its heights tell.
-                Err(_) => drop(suspects.insert(ino)),
-            }
-        }
-        Ok(suspects)
-    }
-
-    /// Whether a sealed layer's data is what it was.
-    fn check_layer(
-        &self,
-        ino: Ino,
-        epoch: EpochId,
-        progress: &dyn Progress,
-        report: &mut VerifyReport,
-    ) -> Result<bool> {
-        let Some(Some(bytes)) = self.meta.row_at(&Key::layer(ino), epoch)? else { return Ok(true) };
-        let row = LayerRow::decode(&bytes)?;
-        let path = row.file.path(ino);
-        let file = match self.disk.open(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && row.size == 0 => return Ok(true),
-            file => file.map_err(Error::io("open", &path))?,
-        };
-        let chunks = match &row.chunks {
-            Some(chunks) => chunks.clone(),
-            None => scan_chunks(&*file, row.size).map_err(Error::io("map", &path))?,
-        };
-        let mut right = true;
-        let mut group = (u32::MAX, Arc::new(Group::default()));
-        for_each_chunk(&*file, &chunks, |chunk, bytes| {
-            if chunk / GROUP != group.0 {
-                let found = self.meta.sums(&group_key(ino, row.file, chunk / GROUP));
-                group = (chunk / GROUP, found.map_err(|_| std::io::ErrorKind::InvalidData)?);
-            }
-            match group.1.get(chunk % GROUP) {
-                None if !row.summed => report.unhashed_bytes += CHUNK_SIZE,
-                known => {
-                    report.bytes += CHUNK_SIZE;
-                    right &= hash_chunk(bytes) == *known.unwrap_or(&ZEROS);
-                }
-            }
-            progress.advance(CHUNK_SIZE);
-            Ok(())
-        })
-        .map_err(Error::io("read", &path))?;
-        Ok(right && self.holes_fit(ino, &row, &chunks)?)
-    }
-
-    /// Whether a layer has data wherever a chunk has a hash that is not that of zeros.
-    fn holes_fit(&self, ino: Ino, row: &LayerRow, chunks: &RoaringBitmap) -> Result<bool> {
-        if row.chunks.is_some() {
-            return Ok(true);
-        }
-        let mut fits = true;
-        self.meta.for_each_group(ino, row.file, |number, group| {
-            fits &= (0..GROUP).all(|n| {
-                group.get(n).is_none_or(|hash| *hash == ZEROS || chunks.contains(number * GROUP + n))
-            });
-            Ok(())
-        })?;
-        Ok(fits)
+        let found = compare(self, &parts, threads, progress)?;
+        report.bytes += found.bytes;
+        report.unhashed_bytes += found.unhashed_bytes;
+        Ok(found.suspects)
     }
 
     /// Hashes what was adopted: from then on damage shows.
@@ -323,7 +266,8 @@ impl Core {
     /// Hashes what has no hash, and verifies everything.
     pub(crate) fn scrub(self: &Arc<Self>, progress: &dyn Progress) -> Result<ScrubResult> {
         self.sum_adopted(progress)?;
-        let report = verify(self, None, progress)?;
+        // One thread: the running program is to have the others.
+        let report = verify(self, None, 1, progress)?;
         for damage in &report.damaged {
             tracing::error!(?damage, "the scrub has found damaged data");
         }

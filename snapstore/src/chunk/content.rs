@@ -77,18 +77,23 @@ impl Content {
         core.check_space()?;
         loop {
             let op = core.enter(&self.scope)?;
+            let stack = self.stack.read();
+            if let Some(top) = stack.first()
+                && top.epoch == op.epoch()
+                && !needs_copy_up(top, offset, end)
             {
-                let stack = self.stack.read();
-                if let Some(top) = stack.first()
-                    && top.epoch == op.epoch()
-                    && !needs_copy_up(top, offset, end)
-                {
-                    let file = top.data(&*core.disk)?;
-                    file.write_at(data, offset).map_err(|e| top.io("write", e))?;
+                let top = Arc::clone(top);
+                let Err(error) = top.data(&*core.disk)?.write_at(data, offset) else {
                     top.wrote();
-                    return self.grown(core, top, span, end);
-                }
+                    return self.grown(core, &top, span, end);
+                };
+                // Others may be writing beside us. Their epoch is still ours: `op` is there.
+                drop(stack);
+                let _alone = self.stack.write();
+                core.take_back(&top, span, &error);
+                return Err(top.io("write", error));
             }
+            drop(stack);
             let mut stack = self.stack.write();
             if !self.top_for(core, &mut stack, &op)? {
                 continue;
@@ -103,7 +108,7 @@ impl Content {
         let Some(span) = chunk_span(offset, data.len() as u64) else { return Ok(()) };
         let end = offset + data.len() as u64;
         let file = top.data(&*core.disk)?;
-        if needs_copy_up(top, offset, end) {
+        let written = if needs_copy_up(top, offset, end) {
             let size = top.state.read().size.max(end);
             let from = offset - offset % CHUNK_SIZE;
             let to = end.next_multiple_of(CHUNK_SIZE).min(size);
@@ -117,9 +122,13 @@ impl Content {
                 read_stack(core, stack, &mut whole[(tail - from) as usize..], tail)?;
             }
             whole[(offset - from) as usize..(end - from) as usize].copy_from_slice(data);
-            file.write_at(&whole, from).map_err(|e| top.io("write", e))?;
+            file.write_at(&whole, from)
         } else {
-            file.write_at(data, offset).map_err(|e| top.io("write", e))?;
+            file.write_at(data, offset)
+        };
+        if let Err(error) = written {
+            core.take_back(top, span, &error);
+            return Err(top.io("write", error));
         }
         top.wrote();
         self.grown(core, top, span, end)

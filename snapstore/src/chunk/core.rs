@@ -131,8 +131,8 @@ pub(crate) struct Core {
     /// Epochs whose snapshots were deleted since the store was opened: their views answer no more. Held for reading
     /// while a view answers.
     pub ended: RwLock<HashSet<EpochId>>,
-    /// Layers whose sync has failed.
-    failed: Mutex<HashSet<(Ino, EpochId)>>,
+    /// Layers whose sync has failed, and the errno.
+    failed: Mutex<HashMap<(Ino, EpochId), i32>>,
     /// Files of unsealed layers whose names are durable.
     anchored: Mutex<HashSet<(Ino, LayerFile)>>,
     /// Inodes of the head without a name, held open.
@@ -356,8 +356,10 @@ impl Core {
         }
         let row = self.row_of_gone(ino, epoch, seen)?;
         let loaded = Arc::new(Layer::load(&*self.disk, ino, epoch, row.clone())?);
-        if !row.sealed && self.failed.lock().contains(&(ino, epoch)) {
-            loaded.mark_failed();
+        if !row.sealed
+            && let Some(&errno) = self.failed.lock().get(&(ino, epoch))
+        {
+            loaded.mark_failed(errno);
         }
         if !row.sealed && self.anchored.lock().contains(&(ino, row.file)) {
             loaded.anchored.store(true, Ordering::Release);
@@ -548,10 +550,34 @@ impl Core {
 }
 
 impl Core {
+    fn note_failed(&self, layer: &Layer, errno: Option<i32>) {
+        self.failed.lock().insert((layer.ino, layer.epoch), errno.unwrap_or(libc::EIO));
+    }
+
+    /// After a write that failed with `error`; see [`Layer::take_back`]. Where that fails as well, no sync of the layer
+    /// succeeds any more.
+    pub(crate) fn take_back(
+        &self,
+        layer: &Layer,
+        span: std::ops::RangeInclusive<u32>,
+        error: &std::io::Error,
+    ) {
+        if let Err(failure) = layer.take_back(&*self.disk, span) {
+            tracing::error!(ino = %layer.ino, %failure, "what a failed write has left could not be taken back");
+            let errno = error.raw_os_error();
+            layer.mark_failed(errno.unwrap_or(libc::EIO));
+            self.note_failed(layer, errno);
+        }
+    }
+
     /// Syncs a layer, and remembers a failure for as long as the store is open.
     pub(crate) fn sync_layer(&self, layer: &Layer) -> Result<()> {
-        layer.sync(&*self.disk).inspect_err(|_| {
-            self.failed.lock().insert((layer.ino, layer.epoch));
+        layer.sync(&*self.disk).inspect_err(|error| {
+            let errno = match error {
+                Error::Io { source, .. } => source.raw_os_error(),
+                _ => None,
+            };
+            self.note_failed(layer, errno);
         })?;
         if layer.anchored.load(Ordering::Acquire) {
             let state = layer.state.read();

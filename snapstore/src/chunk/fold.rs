@@ -23,7 +23,7 @@ use roaring::RoaringBitmap;
 
 use super::checked::damaged;
 use super::core::Core;
-use super::layer::scan_chunks;
+use super::layer::{runs, scan_chunks};
 use super::rows::{LayerFile, LayerRow};
 use super::space::cut;
 use super::sums::{Edit, GROUP, Group, ZEROS, for_each_chunk, group_key, hash_chunk};
@@ -239,15 +239,6 @@ fn optimized(mut row: LayerRow) -> LayerRow {
         chunks.optimize();
     }
     row
-}
-
-/// A bitmap's runs: first chunk, number of chunks.
-fn runs(chunks: &RoaringBitmap) -> impl Iterator<Item = (u32, u64)> + '_ {
-    let mut rest = chunks.iter();
-    std::iter::from_fn(move || {
-        let range = rest.next_range()?;
-        Some((*range.start(), u64::from(range.end() - range.start()) + 1))
-    })
 }
 
 /// Copies runs of chunks to the same places in another file, up to the byte `end`, taking about half of the time:

@@ -12,8 +12,9 @@
 //! A layer with limit 0 hides everything below it; the oldest layer of a file always has it.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use roaring::RoaringBitmap;
@@ -46,8 +47,8 @@ pub(crate) struct Layer {
     pub in_memtable: AtomicBool,
     /// Serializes syncs: nobody may take another's that is still under way for done.
     syncing: Mutex<()>,
-    /// A sync failed: what was written may be lost, and no later sync can tell.
-    failed: AtomicBool,
+    /// The errno with which a sync failed, or 0: what was written may be lost, and no later sync can tell.
+    failed: AtomicI32,
     /// The hashes of chunks that were looked at last.
     pub sums: Cached,
 }
@@ -176,7 +177,7 @@ impl Layer {
             row_maybe_on_disk: AtomicBool::new(false),
             in_memtable: AtomicBool::new(false),
             syncing: Mutex::new(()),
-            failed: AtomicBool::new(false),
+            failed: AtomicI32::new(0),
             sums: Cached::default(),
         }
     }
@@ -241,8 +242,9 @@ impl Layer {
     /// write once only, and a later success would be a lie.
     pub(crate) fn sync(&self, disk: &dyn Disk) -> Result<()> {
         let _one = self.syncing.lock();
-        if self.failed.load(Ordering::Acquire) {
-            return Err(self.io("sync", io::Error::from_raw_os_error(libc::EIO)));
+        let failed = self.failed.load(Ordering::Acquire);
+        if failed != 0 {
+            return Err(self.io("sync", io::Error::from_raw_os_error(failed)));
         }
         let anchored = self.anchored.load(Ordering::Acquire);
         if anchored && !self.unsynced.load(Ordering::Acquire) {
@@ -265,15 +267,38 @@ impl Layer {
                 Ok(())
             }
             Err(e) => {
-                self.failed.store(true, Ordering::Release);
+                self.failed.store(e.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
                 Err(self.io("sync", e))
             }
         }
     }
 
-    /// Takes over that an earlier object of this layer failed to sync.
-    pub(crate) fn mark_failed(&self) {
-        self.failed.store(true, Ordering::Release);
+    /// Takes back what a write into `span` that failed may have left in the file: bytes behind the end, which would show
+    /// when the file grows; and chunks that the layer does not have, which a recovery would take for the layer's, since
+    /// it goes by the holes. To be called by an operation of the layer's epoch, with the file to itself.
+    pub(crate) fn take_back(&self, disk: &dyn Disk, span: RangeInclusive<u32>) -> Result<()> {
+        let Some(file) = self.existing(disk)? else { return Ok(()) };
+        let (size, stray) = {
+            let state = self.state.read();
+            let mut stray = RoaringBitmap::new();
+            if let Some(own) = &state.chunks {
+                stray.insert_range(span);
+                stray -= own;
+            }
+            (state.size, stray)
+        };
+        let punched = runs(&stray)
+            .try_for_each(|(first, count)| file.punch(u64::from(first) * CHUNK_SIZE, count * CHUNK_SIZE));
+        punched.map_err(|e| self.io("punch", e))?;
+        match file.stat().map_err(|e| self.io("stat", e))?.size > size {
+            true => file.set_len(size).map_err(|e| self.io("truncate", e)),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes over that an earlier object of this layer failed to sync, and with which errno.
+    pub(crate) fn mark_failed(&self, errno: i32) {
+        self.failed.store(errno, Ordering::Release);
     }
 
     /// Whether it is the layer that a row stands for. A sealed one that differs from its row was just replaced.
@@ -296,6 +321,15 @@ impl Layer {
             source,
         }
     }
+}
+
+/// A bitmap's runs: first chunk, number of chunks.
+pub(crate) fn runs(chunks: &RoaringBitmap) -> impl Iterator<Item = (u32, u64)> + '_ {
+    let mut rest = chunks.iter();
+    std::iter::from_fn(move || {
+        let range = rest.next_range()?;
+        Some((*range.start(), u64::from(range.end() - range.start()) + 1))
+    })
 }
 
 /// Makes the file of a new layer, and its directory where there is none.

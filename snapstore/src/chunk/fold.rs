@@ -124,15 +124,29 @@ impl Work<'_> {
         }
         cut(&mut zeroed, limit);
         let blocks = self.below.stat().map_err(io("stat", self.ino, file))?.blocks;
-        let mut hidden = lower_own.clone();
-        cut(&mut hidden, self.upper.limit);
-        hidden -= &self.upper.zeroed;
-        for chunk in lower_own - hidden - upper_own {
+        for chunk in self.hidden(lower_own)? - upper_own {
             sums.set(chunk, None);
         }
         let summed = self.lower.summed && self.upper.summed;
         let row = LayerRow { file, limit, zeroed, blocks, summed, chunks, ..self.upper.clone() };
         Ok(Folded { row: optimized(row), gone: self.upper.file, sums })
+    }
+
+    /// The chunks of the lower file that the upper layer hides: of those that it has, and of those that have a hash. An
+    /// earlier try may have made a hole of a chunk whose hash is still there.
+    fn hidden(&self, lower_own: &RoaringBitmap) -> Result<RoaringBitmap> {
+        let mut all = lower_own.clone();
+        if !self.upper.zeroed.is_empty() || self.upper.limit < self.lower.size {
+            self.core.meta.for_each_group(self.ino, self.lower.file, |number, group| {
+                let hashed = (0..GROUP).filter(|n| group.get(*n).is_some());
+                all.extend(hashed.map(|n| number * GROUP + n));
+                Ok(())
+            })?;
+        }
+        let mut shown = all.clone();
+        cut(&mut shown, self.upper.limit);
+        shown -= &self.upper.zeroed;
+        Ok(all - shown)
     }
 
     /// Makes read zeros in the lower file what the upper layer hides without having data of its own there.

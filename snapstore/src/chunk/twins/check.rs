@@ -8,6 +8,8 @@ use super::state::{State, os};
 use super::{Store, open_store};
 use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, Times};
 use crate::disk::twin::{Media, MemDisk, Sampler};
+use crate::merkle;
+use crate::progress::Silent;
 use crate::types::{CHUNK_SIZE, EpochId, FileKind, Height, Ino};
 
 /// How thoroughly a recovered store is looked at.
@@ -15,6 +17,8 @@ use crate::types::{CHUNK_SIZE, EpochId, FileKind, Height, Ino};
 pub struct Depth {
     /// Cut the power again right after the recovery.
     pub again: bool,
+    /// Verify everything, and work root hashes out again.
+    pub verify: bool,
     /// Undo the latest switch.
     pub undo: bool,
     /// Work on: write, take a snapshot, clean up, cut the power.
@@ -43,6 +47,9 @@ pub fn check(image: Media, before: &Model, after: &Model, depth: Depth) {
         let (store, _) = open_store(&again).unwrap_or_else(|e| panic!("it does not open again: {e}"));
         found.check(&State::of(&*store.head()), "after a second power cut, the live tree");
         compare(&store, before, after);
+    }
+    if depth.verify {
+        verify(&store);
     }
     if depth.go_on {
         go_on(&store, &disk, &found);
@@ -153,6 +160,22 @@ fn snapshots(store: &Store, before: &Model, after: &Model) {
         assert!(held.contains(&Some(info.held)), "height {}: held is {}", info.height, info.held);
         let view = store.view(HeightQuery::Exact(info.height)).expect("a view");
         snap.state.check(&State::of(&*view.tree), &format!("height {}", info.height));
+        if let Some(root) = snap.root {
+            let found = store.root_hash(info.height).expect("a root hash");
+            assert!(found == root, "height {} has another root hash", info.height);
+        }
+    }
+}
+
+/// What was recovered fits its hashes, and a root hash that was kept is that of what is there.
+fn verify(store: &Store) {
+    let report = store.verify(None, &Silent).expect("verify");
+    assert_eq!(report.damaged, [], "{report:?}");
+    for info in store.snapshots(false).expect("list") {
+        let kept = store.root_hash(info.height).expect("a root hash");
+        let view = store.view(HeightQuery::Exact(info.height)).expect("a view");
+        let found = merkle::root(&*view.tree).expect("a root hash");
+        assert!(kept == found, "height {} is not what its root hash says", info.height);
     }
 }
 

@@ -2,16 +2,15 @@
 //! later works or is refused, and everything that was promised is there after the next mount.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 use super::check::{Depth, check};
 use super::run::Run;
-use super::state::{State, os};
-use super::{Store, env, long, new_disk, open_store};
-use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, Times};
+use super::state::State;
+use super::{env, long, open_store, read, with_file};
+use crate::backend::{Backend, HeightQuery, SnapshotOptions, Times};
 use crate::disk::twin::{Fault, MemDisk, Sampler};
 use crate::error::Error;
-use crate::types::{FileKind, Height, Ino};
+use crate::types::{FileKind, Height};
 
 const STEPS: usize = 40;
 
@@ -150,26 +149,9 @@ fn eio_from_any_operation_on() {
     each(libc::EIO, true, true);
 }
 
-/// A store with a file that holds `content`.
-fn with_file(content: &[u8]) -> (Arc<MemDisk>, Store, Ino) {
-    let disk = new_disk();
-    let (store, _) = open_store(&disk).expect("open");
-    let new =
-        NewInode { kind: FileKind::Regular, mode: 0o600, umask: 0, uid: 0, gid: 0, rdev: 0, target: b"" };
-    let ino = store.head().create(Ino::ROOT, os("f"), &new).expect("create").ino;
-    store.head().open_write(ino, Times::Touch).expect("open").write_at(content, 0).expect("write");
-    (disk, store, ino)
-}
-
 /// Half of what the next write writes reaches the disk, which is full then.
 fn fill_up(disk: &MemDisk) {
     disk.plan(Some(Fault { at: 0, errno: libc::ENOSPC, stays: false, short: true }));
-}
-
-fn read(store: &Store, ino: Ino, len: usize) -> Vec<u8> {
-    let mut found = vec![0; len];
-    assert_eq!(store.head().open(ino).expect("open").read_at(&mut found, 0).expect("read"), len);
-    found
 }
 
 /// Bytes that a failed write had left behind the end of the file showed when it grew.

@@ -28,11 +28,14 @@ mod state;
 use std::path::Path;
 use std::sync::Arc;
 
+use self::state::os;
 use super::store::ChunkStore;
 use super::{OpenOptions, Recovery, open};
+use crate::backend::{Backend, NewInode, Times};
 use crate::disk::Disk;
 use crate::disk::twin::{Media, MemDisk};
 use crate::error::Result;
+use crate::types::{FileKind, Ino};
 
 fn long() -> bool {
     std::env::var_os("TMFS_LONG").is_some()
@@ -74,4 +77,22 @@ impl Drop for Store {
     fn drop(&mut self) {
         *self.0.closed.lock() = true;
     }
+}
+
+/// A store with a file that holds `content`.
+fn with_file(content: &[u8]) -> (Arc<MemDisk>, Store, Ino) {
+    let disk = new_disk();
+    let (store, _) = open_store(&disk).expect("open");
+    let new =
+        NewInode { kind: FileKind::Regular, mode: 0o600, umask: 0, uid: 0, gid: 0, rdev: 0, target: b"" };
+    let ino = store.head().create(Ino::ROOT, os("f"), &new).expect("create").ino;
+    store.head().open_write(ino, Times::Touch).expect("open").write_at(content, 0).expect("write");
+    (disk, store, ino)
+}
+
+/// The first bytes of a live file.
+fn read(store: &Store, ino: Ino, len: usize) -> Vec<u8> {
+    let mut found = vec![0; len];
+    assert_eq!(store.head().open(ino).expect("open").read_at(&mut found, 0).expect("read"), len);
+    found
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::bytes::Bytes;
 use super::state::State;
+use crate::merkle::Hash;
 use crate::types::{EpochId, FileKind, Ino};
 
 /// A list whose old entries can be dropped; entries keep their numbers.
@@ -195,6 +196,8 @@ pub struct Snap {
     pub state: State,
     pub durable: bool,
     pub held: bool,
+    /// The root hash, once it was asked for.
+    pub root: Option<Hash>,
     pub mark: Mark,
 }
 

@@ -74,7 +74,8 @@ impl Run {
             89..93 => self.delete(),
             93 => self.drop_abandoned(),
             94 => self.hold(),
-            95..98 => self.settle(),
+            95..97 => self.settle(),
+            97 => self.root_hash(),
             _ => self.reopen(),
         }
     }
@@ -348,7 +349,7 @@ impl Run {
     pub fn took(&mut self, epoch: EpochId, height: u64) {
         let head = &mut self.model.head;
         let (state, mark) = (head.now.named(), head.mark());
-        self.model.snaps.insert(epoch, Snap { height, state, durable: false, held: false, mark });
+        self.model.snaps.insert(epoch, Snap { height, state, durable: false, held: false, root: None, mark });
         head.path.push(epoch);
     }
 
@@ -362,6 +363,19 @@ impl Run {
         self.store.wait_durable(epoch)?;
         self.model.snap_durable(epoch);
         Ok("wait")
+    }
+
+    fn root_hash(&mut self) -> Step {
+        let Some(epoch) = self.on_path() else { return Ok("-") };
+        let snap = self.model.snaps.get_mut(&epoch).expect("known");
+        let root = self.store.root_hash(Height(snap.height))?;
+        assert!(
+            snap.root.is_none_or(|before| before == root),
+            "height {} has another root hash",
+            snap.height
+        );
+        snap.root = Some(root);
+        Ok("root hash")
     }
 
     fn rollback(&mut self) -> Step {

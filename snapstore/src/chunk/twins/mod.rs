@@ -7,6 +7,7 @@
 //!
 //! `TMFS_SEED=n` replays one run, `TMFS_STEPS=n` says how long it is, `TMFS_LONG=1` runs many more.
 
+mod carried;
 mod check;
 mod crash;
 mod failing;

@@ -1,7 +1,9 @@
 //! Applies operations from a seed to a store and to the model.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::carried;
 use super::model::{Head as HeadModel, Left, Model, Snap};
 use super::ops::{Lcg, length, place};
 use super::state::{Node, State, os};
@@ -381,16 +383,32 @@ impl Run {
     fn rollback(&mut self) -> Step {
         let Some(epoch) = self.on_path() else { return Ok("-") };
         let upto = self.model.head.path.iter().position(|&e| e == epoch).expect("on the path");
+        let carried = self.carried();
+        let paths: Vec<PathBuf> = carried.iter().map(|names| names.iter().collect()).collect();
         let (path, snap) = (self.model.head.path[..=upto].to_vec(), &self.model.snaps[&epoch]);
-        let height = snap.height;
-        let next = HeadModel::durable(self.store.head_serial() + 1, path, snap.state.clone());
-        let done = self.store.rollback(HeightQuery::Exact(Height(height)), &[], false);
+        let (height, mut state) = (snap.height, snap.state.clone());
+        let serial = self.store.head_serial() + 1;
+        let done = self.store.rollback(HeightQuery::Exact(Height(height)), &paths, false);
         if done.is_ok() {
             self.model.snap_durable(epoch);
         }
-        self.switched(next, false);
+        if let (Some(names), true) = (&carried, self.store.head_serial() == serial) {
+            let found = State::of(&*self.store.head());
+            carried::check(&found, &state, &self.model.head.now.named(), names);
+            state = found;
+        }
+        self.switched(HeadModel::durable(serial, path, state), false);
         done?;
-        Ok("rollback")
+        Ok(if carried.is_some() { "rollback that carries" } else { "rollback" })
+    }
+
+    /// A path to carry over a rollback, now and then.
+    fn carried(&mut self) -> Option<Vec<String>> {
+        let mut paths = carried::paths(&self.model.head.now);
+        (self.below(3) == 0 && !paths.is_empty()).then(|| {
+            let chosen = self.below(paths.len());
+            paths.swap_remove(chosen)
+        })
     }
 
     fn undo(&mut self) -> Step {

@@ -393,7 +393,7 @@ impl Run {
             self.model.snap_durable(epoch);
         }
         if let (Some(names), true) = (&carried, self.store.head_serial() == serial) {
-            let found = State::of(&*self.store.head());
+            let found = self.disk.aside(|| State::of(&*self.store.head()));
             carried::check(&found, &state, &self.model.head.now.named(), names);
             state = found;
         }

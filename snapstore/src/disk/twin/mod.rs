@@ -98,6 +98,14 @@ impl MemDisk {
         self.faults.lock().plan(fault);
     }
 
+    /// Does what a test looks at; no fault strikes, and it does not count.
+    pub(crate) fn aside<R>(&self, look: impl FnOnce() -> R) -> R {
+        let faults = std::mem::take(&mut *self.faults.lock());
+        let found = look();
+        *self.faults.lock() = faults;
+        found
+    }
+
     /// Operations so far, and whether the planned fault has struck.
     pub(crate) fn operations(&self) -> (u64, bool) {
         self.faults.lock().seen()

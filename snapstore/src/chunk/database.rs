@@ -284,6 +284,10 @@ pub(super) fn database(error: impl Into<redb::Error>) -> Error {
     };
     match error {
         redb::Error::Corrupted(detail) => Error::Damaged { what: "metadata database", detail },
+        // Its own words for a file that does not begin as a database does.
+        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            Error::Damaged { what: "metadata database", detail: e.to_string() }
+        }
         other => Error::Metadata(other.to_string(), errno),
     }
 }

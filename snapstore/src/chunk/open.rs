@@ -82,7 +82,7 @@ fn refuse_older_state(disk: &dyn Disk, meta: &Meta) -> Result<()> {
     }
     if disk.stat(ACCEPT).map_err(Error::io("stat", ACCEPT))?.is_none() {
         let detail = format!(
-            "a damaged page was found, and an older state restored, which may lack the last commits; copy the store \
+            "what is there is older than the last commit, whose pages are damaged or were replaced; copy the store \
              away, then go on with that state by making an empty file {ACCEPT} in it"
         );
         return Err(Error::Damaged { what: "metadata database", detail });

@@ -98,6 +98,7 @@ fn seal_loop(core: &Arc<Core>) {
             // Data first and outside any lock; then the commit finds nothing left to wait for.
             let synced = guarded(|| core.sync_waiting());
             let committed = guarded(|| core.commit(synced.is_ok()));
+            core.meta.sync_newest();
             core.report("periodic sync", synced);
             core.report("periodic commit", committed);
             last_commit = Instant::now();

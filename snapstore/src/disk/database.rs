@@ -120,6 +120,16 @@ impl DatabaseFile {
         self.failure.clone()
     }
 
+    /// The disk that the file is on.
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.reserve.disk
+    }
+
+    /// Whether there is nothing in the file yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.size.load(Ordering::Acquire) == 0
+    }
+
     pub(crate) fn reserve(&self) -> Arc<Reserve> {
         Arc::clone(&self.reserve)
     }

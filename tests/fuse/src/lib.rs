@@ -18,6 +18,7 @@
 //! | [`monerod`] | a real node in regtest |
 //! | [`sample`] | a directory with everything in it that a careless program trips over |
 //! | [`power`] | a disk with a volatile cache, machines on it, and what a power cut leaves |
+//! | [`roothash`] | a height's root hash, worked out by another program than tmfs |
 //! | [`rng`] | numbers that a seed decides |
 //! | [`skip`] | a skipped test says why and is counted |
 //! | [`sys`] | the few calls that need `unsafe` |
@@ -32,6 +33,7 @@ pub mod power;
 pub mod program;
 pub mod rng;
 pub mod rocksdb;
+pub mod roothash;
 pub mod sample;
 pub mod scenario;
 pub mod skip;

@@ -243,6 +243,7 @@ fn a_directory_that_does_not_exist_is_refused_and_not_made() {
 
 /// SIGKILL at random moments of the first mount: afterwards the plain directory is there as it was, or nothing of it
 /// is, and in both cases `tmfs mount` makes it whole.
+/// Proves P14, K17.
 #[test]
 fn a_crash_while_adopting() {
     let mut rng = Rng::new(42);

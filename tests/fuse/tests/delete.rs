@@ -62,6 +62,7 @@ fn a_dry_run_says_exactly_what_is_freed() {
     assert_eq!(mount.heights(), [4]);
 }
 
+/// Proves P16.
 #[test]
 fn what_is_left_is_whole() {
     let mount = Mount::adopting(sample::fill);
@@ -148,6 +149,7 @@ fn a_file_that_is_open_in_a_deleted_view_does_no_harm() {
 }
 
 /// A file written in each of N epochs of which 10 remain has at most 11 layers.
+/// Proves P16.
 #[test]
 fn layers_fold() {
     let epochs = by_ring(100, 1000u64);

@@ -4,10 +4,12 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use tmfs_tests::mount::Mount;
-use tmfs_tests::sample;
+use tmfs_tests::rng::Rng;
+use tmfs_tests::{by_ring, roothash, sample};
 
 fn root(mount: &Mount, height: u64) -> String {
     mount.json(&["show", &height.to_string()])["root"].as_str().expect("a root hash").to_owned()
@@ -75,6 +77,7 @@ fn equal_trees_have_equal_roots_on_two_machines() {
     assert_eq!(root(&here, 7), root(&there, 72), "after a remount");
 }
 
+/// Proves P18.
 #[test]
 fn a_damaged_chunk_in_history_is_named_and_never_read() {
     let mount = Mount::empty();
@@ -153,4 +156,117 @@ fn an_unmounted_store_is_verified_too() {
         fine["unhashed_bytes"].as_u64().unwrap() > 0,
         "what was adopted has no hash before the first scrub"
     );
+}
+
+/// What docs/ON-DISK-FORMAT.md says is enough to work a root hash out.
+#[test]
+fn another_program_finds_the_same_root_hash() {
+    let mount = Mount::adopting(|dir| {
+        sample::fill(dir);
+        let sparse = |name: &str, size: u64, data: &[u64]| {
+            let file = fs::File::create(dir.join(name)).unwrap();
+            file.set_len(size).unwrap();
+            data.iter().for_each(|at| file.write_all_at(b"here", *at).unwrap());
+        };
+        sparse("256 chunks", 256 * 4096, &[0, 255 * 4096]);
+        sparse("257 chunks", 257 * 4096, &[256 * 4096]);
+        sparse("a long hole", 70_000 * 4096 + 17, &[5, 66_000 * 4096, 70_000 * 4096]);
+        sparse("zeros", 5 << 20, &[]);
+        fs::write(dir.join("one byte"), "1").unwrap();
+        fs::write(dir.join("full"), vec![7; 300 * 4096]).unwrap();
+        fs::write(dir.join("nothing"), "").unwrap();
+        for (name, kind, device) in [("null", "c", ["1", "3"]), ("far", "b", ["259", "70000"])] {
+            if nix::unistd::geteuid().is_root() {
+                let made = Command::new("mknod").arg(dir.join(name)).arg(kind).args(device).status();
+                assert!(made.unwrap().success());
+            }
+        }
+    });
+    mount.snapshot(1);
+    fs::File::options()
+        .write(true)
+        .open(mount.live("full"))
+        .unwrap()
+        .write_all_at(&[0; 9000], 100_000)
+        .unwrap();
+    fs::rename(mount.live("one byte"), mount.live("another name")).unwrap();
+    fs::remove_file(mount.live("a long hole")).unwrap();
+    mount.snapshot(2);
+    fs::File::options().write(true).open(mount.live("full")).unwrap().set_len(17_000).unwrap();
+    fs::write(mount.live("256 chunks"), vec![9; 256 * 4096 + 1]).unwrap();
+    xattr::set(mount.live("nothing"), "user.z", b"z").unwrap();
+    xattr::set(mount.live("nothing"), "user.a", b"").unwrap();
+    mount.snapshot(3);
+    for height in 1..=3 {
+        assert_eq!(root(&mount, height), roothash::root_hash(&mount.view(height)), "height {height}");
+    }
+    let third = root(&mount, 3);
+    mount.ok(&["delete", "1..2"]);
+    mount.wait_reclaimed();
+    mount.remount();
+    assert_eq!(third, roothash::root_hash(&mount.view(3)), "after folding");
+    assert_eq!(third, root(&mount, 3), "after folding");
+}
+
+/// A database that is older than what is known to have been on the disk is refused, until somebody says that it will do.
+/// Proves P18.
+#[test]
+fn an_older_state_is_refused_until_somebody_accepts_it() {
+    let mount = Mount::adopting(sample::fill);
+    mount.snapshot(1);
+    mount.unmount();
+    let (database, older) = (mount.store.join("meta/meta.redb"), mount.store.join("older"));
+    fs::copy(&database, &older).unwrap();
+    mount.mount();
+    fs::write(mount.live("synced"), "acknowledged").unwrap();
+    fs::File::open(mount.live("synced")).unwrap().sync_all().unwrap();
+    mount.kill();
+    fs::copy(&older, &database).unwrap();
+    for _ in 0..2 {
+        let refused = mount.try_mount().fails(6);
+        assert!(refused.to_string().contains("ACCEPT-OLDER-STATE"), "{refused}");
+    }
+    let accept = mount.store.join("ACCEPT-OLDER-STATE");
+    fs::write(&accept, "").unwrap();
+    mount.mount();
+    assert!(!accept.exists(), "it counts once");
+    assert_eq!(mount.heights(), [1]);
+    assert!(!mount.live("synced").exists());
+    mount.remount();
+}
+
+/// Verifying while heights come and go, and the head switches, finds nothing that is not there.
+#[test]
+fn verifying_while_everything_changes_finds_no_damage() {
+    let mount = Mount::adopting(sample::fill);
+    fs::write(mount.live("large"), vec![1; 8 << 20]).unwrap();
+    mount.snapshot(1);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut rng = Rng::new(5);
+            for height in 2..by_ring(30, 300) {
+                if let Ok(file) = fs::File::options().write(true).open(mount.live("large")) {
+                    for _ in 0..20 {
+                        let at = rng.below(2000) * 4096 + rng.below(3000);
+                        let _ = file.write_all_at(&vec![height as u8; 6000], at);
+                    }
+                }
+                mount.snapshot(height);
+                match height % 5 {
+                    0 => drop(mount.ok(&["delete", &format!("{}..{}", height - 3, height - 2)])),
+                    3 => drop(mount.ok(&["rollback", "--force", &(height - 1).to_string()])),
+                    4 if height % 2 == 0 => drop(mount.ok(&["delete", "--abandoned"])),
+                    _ => {}
+                }
+            }
+            over.store(true, Ordering::Release);
+        });
+        while !over.load(Ordering::Acquire) {
+            let outcome = mount.tmfs(&["verify", "--json"]);
+            assert_eq!(outcome.code(), 0, "{outcome}");
+        }
+    });
+    mount.wait_reclaimed();
+    verify(&mount, None, 0);
 }

@@ -160,16 +160,19 @@ fn leave() {
 }
 
 /// As a snapshot, so the head that a rollback leaves: an undo brings it back.
+/// Proves P19.
 #[test]
 fn a_head_that_was_left() {
     leave();
 }
 
+/// Proves P17.
 #[test]
 fn changes_now_and_then() {
     run(Duration::from_millis(1));
 }
 
+/// Proves P17.
 #[test]
 fn changes_all_the_time() {
     run(Duration::ZERO);

@@ -204,11 +204,13 @@ fn a_disk_that_flushes_nothing_is_found_out() {
     promised.check(again.mount()).expect_err("a durable height is lost");
 }
 
+/// Proves P1, P2, P3, P4, P5, P8, P9.
 #[test]
 fn a_load_on_ext4() {
     cuts(Below::Ext4, 1, by_ring(1, 12), by_ring(4, 12));
 }
 
+/// Proves P1, P2, P3, P4, P5, P8, P9.
 #[test]
 fn a_load_on_xfs() {
     if !skip::unless_long("cuts on XFS") {

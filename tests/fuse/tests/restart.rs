@@ -27,6 +27,7 @@ fn unmount_and_mount_show_everything_again() {
     }
 }
 
+/// Proves P1, P2.
 #[test]
 fn what_was_synced_survives_a_killed_daemon() {
     let mount = Mount::empty();
@@ -211,6 +212,7 @@ fn status_says_what_a_person_wants_to_know() {
     drop(holder);
 }
 
+/// Proves P6.
 #[test]
 fn unmount_waits_until_everything_is_durable_and_refuses_while_in_use() {
     let mount = Mount::empty();

@@ -175,6 +175,7 @@ fn refused_while_a_file_is_mapped_for_writing() {
 }
 
 /// `--force`: every old handle fails, and no new one ever sees an old byte or an old size.
+/// Proves P19.
 #[test]
 fn force_cuts_off_old_handles_and_old_pages() {
     let mut rng = Rng::new(11);
@@ -280,6 +281,7 @@ fn readers_during_a_forced_rollback() {
     assert!(reads.load(Ordering::SeqCst) > 10, "the readers read");
 }
 
+/// Proves P20.
 #[test]
 fn preserve_carries_a_file_over() {
     let mount = Mount::empty();

@@ -178,6 +178,7 @@ fn the_data_dir_is_found_by_option_environment_and_working_directory() {
 }
 
 /// The cut holds everything that finished before it was asked for, through every way of writing, synced or not.
+/// Proves P17.
 #[test]
 fn everything_finished_before_is_in_the_cut() {
     let mount = Mount::empty();
@@ -219,6 +220,7 @@ fn everything_finished_before_is_in_the_cut() {
 
 /// Two files written one after the other by one thread: no cut shows the second write without the first, and a
 /// write of one request is in it wholly or not at all.
+/// Proves P17.
 #[test]
 fn no_cut_shows_a_later_write_without_an_earlier_one() {
     let mount = Mount::with_options(&["--cache", "through"], |_| {});

@@ -13,6 +13,7 @@ use tmfs_tests::sys::{self, Mapping};
 use tmfs_tests::tree::{Tree, With};
 use tmfs_tests::{sample, skip};
 
+/// Proves P17.
 #[test]
 fn a_view_is_the_tree_of_its_cut_whatever_happens_after() {
     let mount = Mount::adopting(sample::fill);

@@ -123,6 +123,7 @@ fn a_store_within_the_data_dir_moves_entry_by_entry() {
     assert_eq!(locate::find(&dir, None).unwrap(), Some(located));
 }
 
+/// Proves P14, K17.
 #[test]
 fn stopped_anywhere_it_is_plain_or_goes_on() {
     for inside in [false, true] {

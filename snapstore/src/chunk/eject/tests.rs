@@ -96,6 +96,7 @@ fn the_live_head_comes_back_after_a_life_with_history() {
     assert_eq!(names(&yard.path()), ["data dir"]);
 }
 
+/// Proves P15, K18.
 #[test]
 fn stopped_anywhere_nothing_is_lost() {
     for inside in [false, true] {

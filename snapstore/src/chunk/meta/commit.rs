@@ -49,7 +49,7 @@ impl Meta {
         }
         let mut deferred: Vec<(EpochId, Key, Value)> = Vec::new();
         let txn = self.db()?.begin_write().map_err(database)?;
-        {
+        let number = {
             let mut rows = txn.open_table(ROWS).map_err(database)?;
             let mut touched = txn.open_table(TOUCHED).map_err(database)?;
             let mut control = txn.open_table(CONTROL).map_err(database)?;
@@ -87,9 +87,11 @@ impl Meta {
                     };
                 }
             }
-        }
+            self.newest.count(&mut control)?
+        };
         txn.commit().map_err(database)?;
         super::written(&self.storage)?;
+        self.newest.committed(number);
         self.drop_closed(deferred)?;
         self.pending_sums.lock().written();
         self.committed.fetch_max(upto, Ordering::AcqRel);

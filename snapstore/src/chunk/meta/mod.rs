@@ -15,6 +15,7 @@
 //! The database is redb: one file, copy-on-write B-trees, a commit is one flush of the disk.
 
 mod commit;
+mod newest;
 mod sums;
 
 use std::collections::{BTreeMap, HashSet};
@@ -103,6 +104,7 @@ pub(crate) struct Meta {
     pending_sums: Mutex<Pending>,
     /// What the database's file says: the database itself does not get to know of a failed write.
     storage: Failure,
+    newest: newest::Newest,
     /// Space for commits on a full disk.
     pub reserve: Arc<Reserve>,
 }
@@ -119,6 +121,7 @@ impl Meta {
 
     fn open_whole(backend: DatabaseFile) -> Result<Meta> {
         let (storage, reserve) = (backend.failure(), backend.reserve());
+        let newest = newest::Newest::open(backend.disk(), backend.is_empty())?;
         let mut db = redb::Builder::new()
             .set_cache_size(CACHE_BYTES)
             .create_with_backend(backend)
@@ -129,15 +132,18 @@ impl Meta {
         let txn = db.begin_write().map_err(database)?;
         txn.open_table(ROWS).map_err(database)?;
         txn.open_table(TOUCHED).map_err(database)?;
-        txn.open_table(CONTROL).map_err(database)?;
         txn.open_table(SUMS).map_err(database)?;
-        if !whole {
-            let note = seal_value(OLDER_STATE.as_bytes(), b"1".to_vec());
+        let number = {
             let mut control = txn.open_table(CONTROL).map_err(database)?;
-            control.insert(OLDER_STATE, note.as_slice()).map_err(database)?;
-        }
+            if !(newest.is_in(&control)? && whole) {
+                let note = seal_value(OLDER_STATE.as_bytes(), b"1".to_vec());
+                control.insert(OLDER_STATE, note.as_slice()).map_err(database)?;
+            }
+            newest.count(&mut control)?
+        };
         txn.commit().map_err(database)?;
         written(&storage)?;
+        newest.committed(number);
         let view = Arc::new(ReadView::new(&db)?);
         Ok(Meta {
             db: Mutex::new(Some(Arc::new(db))),
@@ -149,6 +155,7 @@ impl Meta {
             failed: Mutex::new(None),
             pending_sums: Mutex::default(),
             storage,
+            newest,
             reserve,
         })
     }
@@ -434,7 +441,7 @@ impl Meta {
         self.check()?;
         let db = self.db()?;
         let txn = db.begin_write().map_err(database)?;
-        {
+        let number = {
             let mut writer = RowWriter {
                 rows: txn.open_table(ROWS).map_err(database)?,
                 touched: txn.open_table(TOUCHED).map_err(database)?,
@@ -442,9 +449,11 @@ impl Meta {
                 sums: txn.open_table(SUMS).map_err(database)?,
             };
             change(&mut writer)?;
-        }
+            self.newest.count(&mut writer.control)?
+        };
         let committed = txn.commit().map_err(database).and_then(|()| written(&self.storage));
         committed.inspect_err(|e| self.fail(e))?;
+        self.newest.committed(number);
         let view = Arc::new(ReadView::new(&db)?);
         self.tables.write().view = view;
         Ok(())
@@ -549,11 +558,17 @@ impl Meta {
         Ok(out)
     }
 
+    /// Has the disk know which commit is the newest, so that damage to it is not taken for a torn one.
+    pub(crate) fn sync_newest(&self) {
+        self.newest.sync();
+    }
+
     /// Closes the database. Everything after it fails with [`Error::Closed`].
     pub(crate) fn close(&self) {
         let _one = self.committing.lock();
         // The last readers' views keep the database open until they are gone; none outlives the store.
         *self.db.lock() = None;
+        self.newest.sync();
     }
 
     fn view(&self) -> Arc<ReadView> {

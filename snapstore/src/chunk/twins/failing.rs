@@ -114,16 +114,19 @@ fn each(errno: i32, stays: bool, short: bool) {
     eprintln!("{faults} faults");
 }
 
+/// Proves P11.
 #[test]
 fn eio_of_any_operation() {
     each(libc::EIO, false, false);
 }
 
+/// Proves P11, P12.
 #[test]
 fn enospc_of_any_operation() {
     each(libc::ENOSPC, false, false);
 }
 
+/// Proves P12.
 #[test]
 fn edquot_of_any_operation_with_half_of_what_was_written() {
     each(libc::EDQUOT, false, true);
@@ -144,6 +147,7 @@ fn edquot_from_any_operation_on() {
     each(libc::EDQUOT, true, false);
 }
 
+/// Proves P11.
 #[test]
 fn eio_from_any_operation_on() {
     each(libc::EIO, true, true);
@@ -155,6 +159,7 @@ fn fill_up(disk: &MemDisk) {
 }
 
 /// Bytes that a failed write had left behind the end of the file showed when it grew.
+/// Proves P12.
 #[test]
 fn regression_a_write_that_failed_leaves_nothing_behind_the_end() {
     let (disk, store, ino) = with_file(&[9]);
@@ -169,6 +174,7 @@ fn regression_a_write_that_failed_leaves_nothing_behind_the_end() {
 
 /// Half a chunk of a failed write was taken for the layer's by the next recovery, which goes by holes: the other half
 /// of what had been there read zeros.
+/// Proves P12.
 #[test]
 fn regression_a_write_that_failed_leaves_no_chunk_behind() {
     let (disk, store, ino) = with_file(&[7; 3 * 4096]);

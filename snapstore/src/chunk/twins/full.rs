@@ -60,6 +60,7 @@ fn full_disk(spend: bool) -> (std::sync::Arc<MemDisk>, Store, Ino, State) {
     (disk, store, ino, live)
 }
 
+/// Proves P13.
 #[test]
 fn what_adds_is_refused_and_reading_goes_on() {
     let (_disk, store, ino, live) = full_disk(true);
@@ -83,6 +84,7 @@ fn what_adds_is_refused_and_reading_goes_on() {
     }
 }
 
+/// Proves P13.
 #[test]
 fn deleting_frees_space_at_zero_bytes_free() {
     for spend in [false, true] {
@@ -113,6 +115,7 @@ fn deleting_frees_space_at_zero_bytes_free() {
 }
 
 /// A store on a full disk can be opened, and be deleted from.
+/// Proves P13.
 #[test]
 fn a_full_disk_can_be_mounted() {
     for spend in [false, true] {

@@ -13,6 +13,7 @@ mod crash;
 mod failing;
 mod full;
 mod model;
+mod promises;
 mod run;
 
 // The reference model of one tree, shared with the tests of the public interface.

@@ -273,6 +273,7 @@ impl Run {
     fn periodic(&mut self) -> Step {
         self.store.core.sync_waiting()?;
         self.store.core.commit(true)?;
+        self.store.core.meta.sync_newest();
         self.model.head.names_durable();
         Ok("periodic commit")
     }

@@ -4,7 +4,9 @@
 //! [`TABLE`] is the same table as data; a test compares it with docs/SEMANTICS.md.
 
 use std::io;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use snapstore::Error;
 
 /// An error number as the kernel wants it: positive.
@@ -77,6 +79,38 @@ table! {
     Closed => EIO,
 }
 
+/// How many failures the log tells of in a while. A program that goes on writing to a full disk would fill the log
+/// as well.
+const TOLD: u32 = 20;
+const WHILE: Duration = Duration::from_secs(10);
+
+static FAILURES: Throttle = Throttle(Mutex::new(Told { since: None, told: 0, silent: 0 }));
+
+/// Lets through a few in each while, and counts the others.
+struct Throttle(Mutex<Told>);
+
+struct Told {
+    since: Option<Instant>,
+    told: u32,
+    silent: u64,
+}
+
+impl Throttle {
+    /// `None`: not this one. Else how many were not let through since the last that was.
+    fn admit(&self, now: Instant) -> Option<u64> {
+        let mut told = self.0.lock();
+        if told.since.is_none_or(|since| now.duration_since(since) >= WHILE) {
+            (told.since, told.told) = (Some(now), 0);
+        }
+        if told.told == TOLD {
+            told.silent += 1;
+            return None;
+        }
+        told.told += 1;
+        Some(std::mem::take(&mut told.silent))
+    }
+}
+
 impl From<Error> for Errno {
     fn from(error: Error) -> Errno {
         let errno = Errno::from(&error);
@@ -86,7 +120,11 @@ impl From<Error> for Errno {
             | Error::DamagedLayer { .. }
             | Error::PreviousFailure { .. }
             | Error::Io { .. }
-            | Error::Metadata(..) => tracing::error!(%error, errno = errno.0, "a request failed"),
+            | Error::Metadata(..) => match FAILURES.admit(Instant::now()) {
+                Some(0) => tracing::error!(%error, errno = errno.0, "a request failed"),
+                Some(more) => tracing::error!(%error, errno = errno.0, more, "requests failed"),
+                None => {}
+            },
             _ => {}
         }
         errno
@@ -110,6 +148,17 @@ mod tests {
         assert_eq!(Errno::from(full), Errno(libc::ENOSPC));
         assert_eq!(Errno::from(Error::Metadata("broken".into(), None)), Errno(libc::EIO));
         assert_eq!(Errno::from(Error::Held { height: Height(3) }), Errno(libc::EBUSY));
+    }
+
+    #[test]
+    fn the_log_tells_of_a_few_failures_in_a_while_and_counts_the_others() {
+        let throttle = Throttle(Mutex::new(Told { since: None, told: 0, silent: 0 }));
+        let begun = Instant::now();
+        let admitted: Vec<_> = (0..100).map(|_| throttle.admit(begun)).collect();
+        assert!(admitted[..TOLD as usize].iter().all(|admitted| *admitted == Some(0)));
+        assert!(admitted[TOLD as usize..].iter().all(Option::is_none));
+        assert_eq!(throttle.admit(begun + WHILE), Some(100 - u64::from(TOLD)));
+        assert_eq!(throttle.admit(begun + WHILE), Some(0));
     }
 
     #[test]

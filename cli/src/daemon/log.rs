@@ -3,7 +3,7 @@
 //! `TMFS_LOG` says how much (`info` when it does not), in the syntax of `tracing`'s filters.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -44,9 +44,37 @@ pub fn on_stderr<T>(work: impl FnOnce() -> T) -> T {
     tracing::subscriber::with_default(words, work)
 }
 
+/// A log that cannot be written, since the disk is full or stderr's reader has gone, costs the words and nothing else.
+/// Left to itself, the subscriber would complain on stderr by `eprintln!`, whose panic ends the daemon.
+struct Quiet<W>(W);
+
+impl<W: Write> Write for Quiet<W> {
+    fn write(&mut self, words: &[u8]) -> io::Result<usize> {
+        let _ = self.0.write_all(words);
+        Ok(words.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _ = self.0.flush();
+        Ok(())
+    }
+}
+
+/// Makes [`Quiet`] writers of another maker's.
+struct Quietly<M>(M);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Quietly<M> {
+    type Writer = Quiet<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Quiet(self.0.make_writer())
+    }
+}
+
 fn to(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
     let filter = EnvFilter::try_from_env("TMFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Quietly(writer)).with_ansi(false);
+    let log = log.log_internal_errors(false);
     // A second call (there is none) would leave the first in place.
     let _ = log.try_init();
 }
@@ -54,8 +82,15 @@ fn to(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_log_that_cannot_be_written_is_no_error() {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let log = Quietly(Arc::new(full));
+        log.make_writer().write_all(b"words").unwrap();
+        log.make_writer().flush().unwrap();
+    }
 
     #[test]
     fn the_log_is_appended_to_and_begun_anew_when_long() {

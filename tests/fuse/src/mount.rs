@@ -140,6 +140,12 @@ impl Mount {
         Mount { work, dir, store: PathBuf::new(), options: Vec::new(), default_store: true }
     }
 
+    /// The same, mounted with options of `tmfs mount`.
+    pub fn with(mut self, options: &[&str]) -> Mount {
+        self.options = options.iter().map(|&option| option.to_owned()).collect();
+        self
+    }
+
     /// `tmfs mount DIR`, whatever comes of it.
     pub fn try_mount(&self) -> Outcome {
         program::run(&mut self.mount_command())

@@ -18,7 +18,7 @@ use super::scan::layer_row;
 use super::strays::Strays;
 use super::take::{TREE, is_root};
 use super::walk::{Cursor, exists, rename_new};
-use super::{BASE, HEAD, stop};
+use super::{BASE, HEAD, copy, stop};
 use crate::chunk::lineage::EpochRow;
 use crate::chunk::meta::Meta;
 use crate::chunk::rows::{DentryRow, InodeRow, Key, KeyKind, LayerFile, LayerRow, Row};
@@ -114,7 +114,14 @@ impl Work<'_> {
                 remove(cursor, name)?;
                 return Ok(true);
             }
-            Ok(_) => return Ok(false),
+            // Another file: a copy of this one, which is not needed any more, or something that does not belong here.
+            Ok(_) => {
+                if !copy::is_copied(cursor, name, self.disk, &path).map_err(io("compare"))? {
+                    return Ok(false);
+                }
+                remove(cursor, name)?;
+                return Ok(true);
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io("stat", path)(e)),
         }
@@ -133,12 +140,28 @@ impl Work<'_> {
             fchmodat(cursor.dir(), name, mode, FchmodatFlags::FollowSymlink)
                 .map_err(|e| io("chmod")(e.into()))?;
         }
-        let to = OsStr::new(&path);
-        match rename_new((cursor.dir(), name), (self.store, to)) {
+        let take = || match stop::can_rename() {
+            true => rename_new((cursor.dir(), name), (self.store, OsStr::new(&path))),
+            false => Err(io::ErrorKind::CrossesDevices.into()),
+        };
+        let dir = LayerFile::dir(ino);
+        let taken = match take() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let dir = LayerFile::dir(ino);
-                self.disk.create_dir(&dir).map_err(Error::io("create", dir))?;
-                rename_new((cursor.dir(), name), (self.store, to)).map_err(io("move"))?;
+                self.disk.create_dir(&dir).map_err(Error::io("create", &dir))?;
+                take()
+            }
+            done => done,
+        };
+        match taken {
+            // The file belongs to another project than the store, say. There is no way back, so it is copied.
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+                if self.disk.stat(&dir).map_err(Error::io("stat", &dir))?.is_none() {
+                    self.disk.create_dir(&dir).map_err(Error::io("create", &dir))?;
+                }
+                copy::copy(cursor, name, (self.store, self.disk), &path)
+                    .map_err(io("copy into the store"))?;
+                stop::here();
+                remove(cursor, name)?;
             }
             done => done.map_err(io("move"))?,
         }

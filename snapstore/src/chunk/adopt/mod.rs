@@ -33,6 +33,7 @@ use crate::locate::{self, Located};
 use crate::progress::Progress;
 use crate::types::EpochId;
 
+mod copy;
 pub(crate) mod journal;
 mod layers;
 pub(crate) mod marker;

@@ -11,8 +11,15 @@ pub(crate) fn can_exchange() -> bool {
     true
 }
 
+/// Whether to try to rename a file into the store: a test may say no, as a file system does between two projects.
+#[cfg(not(test))]
+#[inline]
+pub(crate) fn can_rename() -> bool {
+    true
+}
+
 #[cfg(test)]
-pub(crate) use testing::{can_exchange, here};
+pub(crate) use testing::{can_exchange, can_rename, here};
 
 #[cfg(test)]
 pub(crate) mod testing {
@@ -22,6 +29,7 @@ pub(crate) mod testing {
     thread_local! {
         static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
         static NO_EXCHANGE: Cell<bool> = const { Cell::new(false) };
+        static NO_RENAME: Cell<bool> = const { Cell::new(false) };
     }
 
     pub(crate) fn can_exchange() -> bool {
@@ -31,6 +39,15 @@ pub(crate) mod testing {
     /// From here on this thread's file system cannot exchange two directories.
     pub(crate) fn forbid_exchange() {
         NO_EXCHANGE.with(|no| no.set(true));
+    }
+
+    pub(crate) fn can_rename() -> bool {
+        !NO_RENAME.with(Cell::get)
+    }
+
+    /// From here on this thread's file system does not let a file be renamed into the store.
+    pub(crate) fn forbid_rename() {
+        NO_RENAME.with(|no| no.set(true));
     }
 
     struct Stopped;

@@ -164,6 +164,34 @@ fn stopped_anywhere_it_is_plain_or_goes_on() {
     }
 }
 
+/// Proves P14: a file that cannot be renamed into the store is copied, whatever comes between.
+#[test]
+fn files_that_cannot_be_renamed_are_copied() {
+    stop::testing::forbid_rename();
+    for step in 0.. {
+        let yard = Yard::new();
+        let dir = yard.path().join("dir");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("file"), noise(3, 10_000)).unwrap();
+        fs::hard_link(dir.join("file"), dir.join("link")).unwrap();
+        fs::write(dir.join("empty"), "").unwrap();
+        let sparse = File::create(dir.join("sparse")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&sparse, b"data", 3 << 20).unwrap();
+        sparse.set_len(5 << 20).unwrap();
+        let before = read_dir(&dir);
+        let done = stop::testing::run(step, || adopt(&dir, None, &Silent).unwrap());
+        let located = adopt(&dir, None, &Silent).unwrap();
+        assert_same(&live(&located), &before, &format!("step {step}"));
+        let left = names(&located.store);
+        assert!(!left.iter().any(|n| n == "copying" || n == "strays" || n == "adopting"), "{left:?}");
+        let layers: Vec<_> = names(&located.store.join("layers/0")).into_iter().collect();
+        assert_eq!(layers.len(), 2, "{layers:?}");
+        if done.is_some() {
+            break;
+        }
+    }
+}
+
 /// Without an exchange there is a moment at which the data dir is not there at all.
 #[test]
 fn a_file_system_that_cannot_exchange() {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::check::{Depth, check};
 use super::run::Run;
@@ -30,6 +31,17 @@ struct Tally {
     cuts: u64,
     exhausted: u64,
     steps: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    fn add(&mut self, other: Tally) {
+        self.images += other.images;
+        self.cuts += other.cuts;
+        self.exhausted += other.exhausted;
+        for (step, times) in other.steps {
+            *self.steps.entry(step).or_default() += times;
+        }
+    }
 }
 
 /// The images of one power cut.
@@ -102,11 +114,26 @@ fn every_power_cut_keeps_what_was_promised() {
     if let Some(seed) = env("TMFS_SEED") {
         run(seed, plan, &mut tally);
     } else {
-        let runs = env("TMFS_RUNS").unwrap_or(if long() { 400 } else { 30 });
+        let runs = env("TMFS_RUNS").unwrap_or(if long() { 1600 } else { 30 });
         let first = env("TMFS_FIRST").unwrap_or(1);
-        for seed in first..first + runs {
-            run(seed, plan, &mut tally);
-        }
+        let next = AtomicU64::new(first);
+        let work = || {
+            let mut tally = Tally::default();
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= first + runs {
+                    return tally;
+                }
+                run(seed, plan, &mut tally);
+            }
+        };
+        std::thread::scope(|scope| {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            for worker in workers {
+                tally.add(worker.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause)));
+            }
+        });
     }
     eprintln!(
         "{} images of {} power cuts ({} exhaustive): {:?}",

@@ -17,6 +17,8 @@ const PAGE: usize = 4096;
 /// A disk in use.
 pub struct Disk {
     state: Mutex<State>,
+    /// What it writes wholly or not at all.
+    unit: usize,
 }
 
 struct State {
@@ -70,8 +72,17 @@ pub struct Remains {
 impl Disk {
     /// A disk that holds `image`, all of it flushed.
     pub fn new(image: Image) -> Disk {
+        Disk::with_unit(image, SECTOR)
+    }
+
+    /// The same, of a disk that writes pages of 4 KiB wholly or not at all.
+    pub fn of_pages(image: Image) -> Disk {
+        Disk::with_unit(image, PAGE)
+    }
+
+    fn with_unit(image: Image, unit: usize) -> Disk {
         let state = State { flushed: image.clone(), current: image, pending: Vec::new(), lies: false };
-        Disk { state: Mutex::new(state) }
+        Disk { state: Mutex::new(state), unit }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -126,7 +137,7 @@ impl Disk {
             let unit = match loss {
                 // ext4's superblock is two sectors of which it takes for granted that they are written as one.
                 Loss::TornSectors if write.offset < PAGE as u64 => PAGE,
-                Loss::TornSectors => SECTOR,
+                Loss::TornSectors => self.unit,
                 Loss::TornPages => PAGE,
                 _ => write.data.len(),
             };

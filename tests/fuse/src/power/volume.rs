@@ -72,7 +72,11 @@ impl Volume {
     /// Attaches a disk that holds `image`, and mounts the file system on it, which recovers if it has to.
     fn mount(below: Below, image: Image) -> Volume {
         let work = Work::new();
-        let disk = Arc::new(Disk::new(image));
+        let disk = Arc::new(match below {
+            Below::Ext4 => Disk::new(image),
+            // A page of its metadata that is torn within can keep it from being mounted again, whoever writes to it.
+            Below::Xfs => Disk::of_pages(image),
+        });
         for dir in [served(&work), root(&work)] {
             fs::create_dir(dir).expect("a mount point");
         }

@@ -11,12 +11,12 @@
 //! `control` (snapshots and rollbacks) → `names` → an [`Op`] → a file's stack → a layer's state → the metadata's
 //! tables. `pinned` comes before a layer's state; `live`, `contents`, `discarded` and `promised` are leaves.
 
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use crate::sync::{Condvar, Mutex, RwLock};
 
 use super::content::Content;
 use super::layer::Layer;
@@ -281,9 +281,9 @@ impl Core {
         while slot.load(Ordering::Acquire) != 0 {
             turns += 1;
             if turns < 100 {
-                std::thread::yield_now();
+                crate::sync::yield_now();
             } else {
-                std::thread::sleep(Duration::from_micros(50));
+                crate::sync::sleep(Duration::from_micros(50));
             }
         }
     }

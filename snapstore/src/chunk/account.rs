@@ -150,11 +150,25 @@ impl Core {
 
     /// Bytes that deleting each of these snapshots alone would free.
     pub(crate) fn exclusive_bytes(&self, epochs: &[EpochId]) -> Result<Vec<u64>> {
-        let census = self.census(&self.control.lock());
+        let (census, unsealed) = {
+            let control = self.control.lock();
+            let census = self.census(&control);
+            let unsealed: BTreeSet<EpochId> = census
+                .tree
+                .iter()
+                .map(|(epoch, _)| epoch)
+                .filter(|&epoch| !control.is_sealed(epoch))
+                .collect();
+            (census, unsealed)
+        };
         let groups = Groups::new(&census.tree, &census.tips);
         let members = groups.members();
         let of = |group: EpochId| members.get(&group).map_or(&[][..], Vec::as_slice);
         let mut bytes = Vec::with_capacity(epochs.len());
+        let mut known = self.exclusive.lock();
+        if known.len() > 2 * epochs.len() + 64 {
+            known.retain(|epoch, _| census.tips.contains(epoch));
+        }
         for &epoch in epochs {
             let mut seen =
                 census.tree.children(epoch).iter().filter_map(|c| groups.of.get(c).copied().flatten());
@@ -163,11 +177,22 @@ impl Core {
                 (Some(next), None) => {
                     let mut joined = [of(epoch), of(next)].concat();
                     joined.sort_unstable();
-                    let parts = self.parts(&joined)?;
-                    let after = |_| Some(next);
-                    let before = |e| groups.of.get(&e).copied().flatten();
-                    let chunks = |p: &Vec<Part>| garbage_by(p, after) - garbage_by(p, before);
-                    parts.values().map(chunks).sum::<u64>() * CHUNK_SIZE
+                    // Sealed epochs do not change what they show; what reclaim merges is in the list no more.
+                    if let Some((of, bytes)) = known.get(&epoch)
+                        && *of == joined
+                    {
+                        *bytes
+                    } else {
+                        let parts = self.parts(&joined)?;
+                        let after = |_| Some(next);
+                        let before = |e| groups.of.get(&e).copied().flatten();
+                        let chunks = |p: &Vec<Part>| garbage_by(p, after) - garbage_by(p, before);
+                        let bytes = parts.values().map(chunks).sum::<u64>() * CHUNK_SIZE;
+                        if joined.iter().all(|epoch| !unsealed.contains(epoch)) {
+                            known.insert(epoch, (joined, bytes));
+                        }
+                        bytes
+                    }
                 }
                 _ => self.freed_bytes(&census, &[epoch])?,
             });

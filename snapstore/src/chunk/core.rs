@@ -114,6 +114,8 @@ pub(crate) struct Core {
     /// Layers whose latest state the metadata on the disk does not have.
     pub(super) pinned: Mutex<BTreeMap<(Ino, EpochId), Arc<Layer>>>,
     contents: Mutex<HashMap<(Ino, ScopeKey), Weak<Content>>>,
+    /// What deleting a snapshot alone would free, and the epochs that this was worked out from.
+    pub(super) exclusive: Mutex<HashMap<EpochId, (Vec<EpochId>, u64)>>,
     /// Counts changes of layers under open files.
     folds: AtomicU64,
     /// Serializes the loading of contents, by inode: a stack that was read before another's write would hide it.
@@ -221,6 +223,7 @@ impl Core {
             live: Mutex::default(),
             pinned: Mutex::default(),
             contents: Mutex::default(),
+            exclusive: Mutex::default(),
             folds: AtomicU64::new(0),
             loading: std::array::from_fn(|_| Mutex::new(())),
             discarded: Mutex::default(),

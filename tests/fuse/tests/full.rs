@@ -165,11 +165,58 @@ fn a_full_disk_with_write_through() {
     full(&["--cache", "through"]);
 }
 
-/// A database says that the disk is full, keeps what it acknowledged, and goes on when there is space again.
+/// Proves P13: somebody else fills the disk to its last block; the store's reserve lets a height be deleted.
 #[test]
-fn sqlite_on_a_full_disk() {
-    let Some(small) = Small::new(64, &[]) else { return };
+fn not_a_block_is_left() {
+    let Some(small) = Small::new(96, &[]) else { return };
     let mount = small.mount(&[]);
+    fs::write(mount.live("kept"), Rng::new(2).bytes(1 << 20)).unwrap();
+    mount.snapshot(1);
+    fs::write(mount.live("big"), Rng::new(4).bytes(30 << 20)).unwrap();
+    mount.snapshot(2);
+    fs::remove_file(mount.live("big")).unwrap();
+    mount.remount();
+    let (live, first) = (mount.tree(), mount.view_tree(1));
+    let mut file = File::create(small.root().join("outside")).unwrap();
+    while small.free() > 2 << 20 {
+        file.write_all(&[7; 1 << 20]).and_then(|()| file.sync_data()).unwrap();
+    }
+    let error = loop {
+        if let Err(error) = file.write_all(&[7; 4096]).and_then(|()| file.sync_data()) {
+            break error;
+        }
+    };
+    assert!(no_space(&error), "{error}");
+    assert!(small.free() < 64 << 10, "{} bytes are free", small.free());
+    let write =
+        || fs::write(mount.live("new"), [1; 5000]).and_then(|()| File::open(mount.live("new"))?.sync_all());
+    assert!(no_space(&write().expect_err("the disk is full")));
+    let asked = mount.tmfs(&["snapshot", "3"]);
+    if asked.code() != 0 {
+        assert!(asked.code() == 1 && asked.to_string().contains("space"), "{asked}");
+    }
+    mount.view_tree(1).assert_same(&first, With::ALL, "a view on a full disk");
+    mount.ok(&["delete", "2"]);
+    if asked.code() == 0 {
+        mount.ok(&["delete", "3"]);
+    }
+    mount.wait_reclaimed();
+    program::wait_until("the space is given back", || small.free() > 25 << 20);
+    let _ = fs::remove_file(mount.live("new"));
+    mount.tree().assert_same(&live, With::NO_TIMES, "with space again");
+    write().unwrap();
+    mount.snapshot(4);
+    mount.ok(&["verify"]);
+    mount.remount();
+    mount.view_tree(1).assert_same(&first, With::ALL, "at last");
+    assert_eq!(fs::read(mount.live("new")).unwrap(), [1; 5000]);
+    mount.unmount();
+}
+
+/// A database says that the disk is full, keeps what it acknowledged, and goes on when there is space again.
+fn sqlite(options: &[&str], said: &[rusqlite::ErrorCode]) {
+    let Some(small) = Small::new(64, &[]) else { return };
+    let mount = small.mount(options);
     fs::write(mount.live("big"), Rng::new(4).bytes(20 << 20)).unwrap();
     mount.snapshot(1);
     fs::remove_file(mount.live("big")).unwrap();
@@ -190,8 +237,7 @@ fn sqlite_on_a_full_disk() {
             Err(error) => break error,
         }
     };
-    use rusqlite::ErrorCode::{DiskFull, SystemIoFailure};
-    assert!(matches!(error.sqlite_error_code(), Some(DiskFull | SystemIoFailure)), "{error}");
+    assert!(error.sqlite_error_code().is_some_and(|code| said.contains(&code)), "{error}");
     drop(db);
     mount.ok(&["delete", "1"]);
     mount.wait_reclaimed();
@@ -206,6 +252,18 @@ fn sqlite_on_a_full_disk() {
     }
     drop(db);
     mount.unmount();
+}
+
+/// It is told at its fsync, which it calls an error of the disk, or at a write.
+#[test]
+fn sqlite_on_a_full_disk() {
+    sqlite(&[], &[rusqlite::ErrorCode::DiskFull, rusqlite::ErrorCode::SystemIoFailure]);
+}
+
+/// It is told at the write: "database or disk is full".
+#[test]
+fn sqlite_on_a_full_disk_with_write_through() {
+    sqlite(&["--cache", "through"], &[rusqlite::ErrorCode::DiskFull]);
 }
 
 /// ext4 does not rename a file into a directory of another project: adopting copies it.

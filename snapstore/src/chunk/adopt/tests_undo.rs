@@ -52,9 +52,16 @@ fn what_cannot_be_linked_puts_everything_back() {
 
 fn stopped_anywhere(inside: bool) {
     let mut undone = 0;
-    for step in 0.. {
+    // Each step waits for the disk many times: every third in the quick ring.
+    let stride = if std::env::var_os("TMFS_LONG").is_some() { 1 } else { 3 };
+    for step in (0..).step_by(stride) {
         let yard = Yard::new();
-        let dir = yard.filled();
+        let dir = yard.path().join("data dir");
+        fs::create_dir_all(dir.join("sub/below")).unwrap();
+        for name in ["a", "b", "sub/c", "sub/d", "sub/below/e"] {
+            fs::write(dir.join(name), name).unwrap();
+        }
+        fs::hard_link(dir.join("a"), dir.join("sub/below/a")).unwrap();
         let before = read_dir(&dir);
         let store = inside.then(|| dir.join(HIDDEN));
         stop::testing::fail_link(Some((3, libc::EIO)));
@@ -79,7 +86,7 @@ fn stopped_anywhere(inside: bool) {
             break;
         }
     }
-    assert!(undone >= 8, "{undone}");
+    assert!(undone >= 3, "{undone}");
 }
 
 /// Proves P14: a crash while everything is put back.

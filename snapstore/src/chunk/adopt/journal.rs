@@ -36,7 +36,11 @@ pub(crate) enum Journal {
     AdoptPlanning,
     /// The metadata is complete. From here on the place of the marker decides.
     AdoptPlanned(Way),
-    /// Everything is in the store; files go to their layers.
+    /// The tree is in the store, and whole; its files get second names, those of their layers. Can be undone.
+    AdoptLinking(Way),
+    /// Everything is being put back; afterwards the data dir is plain.
+    AdoptUndoing(Way),
+    /// Every file can have its layer; files leave the tree. From here on there is no way back.
     AdoptTaken(Way),
     /// The tree is being built beside the layers; the store is alive.
     EjectBuilding,

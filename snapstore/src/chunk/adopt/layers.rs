@@ -109,21 +109,18 @@ impl Work<'_> {
     fn file(&self, cursor: &Cursor, name: &OsStr, ino: Ino, stat: &Stat) -> Result<bool> {
         let path = LayerFile { epoch: BASE, turn: 0 }.path(ino);
         let io = |op: &'static str| Error::io(op, cursor.path(name));
-        match stat_at(self.store, path.as_ref()) {
-            Ok(there) if there.id == stat.id => {
-                remove(cursor, name)?;
-                return Ok(true);
-            }
-            // Another file: a copy of this one, which is not needed any more, or something that does not belong here.
-            Ok(_) => {
-                if !copy::is_copied(cursor, name, self.disk, &path).map_err(io("compare"))? {
-                    return Ok(false);
-                }
-                remove(cursor, name)?;
-                return Ok(true);
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        let there = match stat_at(self.store, path.as_ref()) {
+            Ok(there) => Some(there),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(Error::io("stat", path)(e)),
+        };
+        if there.is_some_and(|there| there.id != stat.id) {
+            // Another file: a copy of this one, which is not needed any more, or something that does not belong here.
+            if !copy::is_copied(cursor, name, self.disk, &path).map_err(io("compare"))? {
+                return Ok(false);
+            }
+            remove(cursor, name)?;
+            return Ok(true);
         }
         let row = self.meta.row_at(&Key::layer(ino), BASE)?.flatten();
         let row = row.map(|r| LayerRow::decode(&r)).transpose()?;
@@ -131,6 +128,9 @@ impl Work<'_> {
             self.follow(cursor, name, ino, stat)?;
         }
         if stat.size == 0 {
+            if there.is_some() {
+                self.disk.remove(&path).map_err(Error::io("remove", &path))?;
+            }
             remove(cursor, name)?;
             return Ok(true);
         }
@@ -139,6 +139,10 @@ impl Work<'_> {
             let mode = Mode::from_bits_truncate(stat.mode & 0o777 | 0o600);
             fchmodat(cursor.dir(), name, mode, FchmodatFlags::FollowSymlink)
                 .map_err(|e| io("chmod")(e.into()))?;
+        }
+        if there.is_some() {
+            remove(cursor, name)?;
+            return Ok(true);
         }
         let take = || match stop::can_rename() {
             true => rename_new((cursor.dir(), name), (self.store, OsStr::new(&path))),

@@ -6,7 +6,9 @@
 //! 2. **Plan**: names, attributes and sizes are read and written as rows of epoch 1 ([`scan`]); the data dir is not
 //!    touched. Everything is synced: the files' own data, the rows, the marker.
 //! 3. **Take**: the data dir and the marker change places ([`take`]). This is the moment that decides.
-//! 4. **Settle**: each regular file is renamed to be the base layer of its inode ([`layers`]).
+//! 4. **Link**: each regular file gets a second name, that of the base layer of its inode ([`link`]). If that cannot be
+//!    done, everything is put back ([`undo`]), and the directory is plain again.
+//!    **Settle**: the first names go, and with them the tree ([`layers`]).
 //! 5. `FORMAT` is written: only now is there a store that can be opened. The journal goes.
 //!
 //! Interrupted before 3, the directory is as it was, and the next attempt throws the plan away: it may be out of date.
@@ -36,6 +38,7 @@ use crate::types::EpochId;
 mod copy;
 pub(crate) mod journal;
 mod layers;
+mod link;
 pub(crate) mod marker;
 pub(crate) mod place;
 #[cfg(test)]
@@ -46,6 +49,9 @@ pub(crate) mod strays;
 pub(crate) mod take;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+mod tests_undo;
+mod undo;
 pub(crate) mod walk;
 
 use journal::{Journal, Way};
@@ -181,24 +187,31 @@ fn take(place: &Place, store: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Everything after that moment. Can be done again from any point.
-fn settle(place: &Place, store: &OwnedFd, progress: &dyn Progress) -> Result<()> {
+/// The metadata that [`plan`] wrote.
+fn open_planned(place: &Place, store: &OwnedFd) -> Result<(Arc<dyn Disk>, Meta)> {
     let io = |op: &'static str| Error::io(op, &place.store);
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(store.try_clone().map_err(io("open"))?));
-    let journal = journal::read(store.as_fd())?;
     let file = disk.open(open::DATABASE).map_err(io("open the metadata in"))?;
     let meta = Meta::open(DatabaseFile::new(Arc::clone(&disk), file).map_err(io("open the metadata in"))?)?;
-    match journal {
-        Some(Journal::AdoptPlanned(Way::Swap)) => {
-            take::after_exchange(place.parent.as_fd(), &place.name, store.as_fd())
-                .map_err(io("complete the exchange with"))?;
-            journal::write(store.as_fd(), &Journal::AdoptTaken(Way::Swap))?;
+    Ok((disk, meta))
+}
+
+/// Everything after that moment. Can be done again from any point.
+fn settle(place: &Place, store: &OwnedFd, progress: &dyn Progress) -> Result<()> {
+    let journal = journal::read(store.as_fd())?;
+    let (disk, meta) = open_planned(place, store)?;
+    if journal == Some(Journal::AdoptPlanned(Way::Swap)) {
+        take::after_exchange(place.parent.as_fd(), &place.name, store.as_fd())
+            .map_err(Error::io("complete the exchange with", &place.store))?;
+        journal::write(store.as_fd(), &Journal::AdoptLinking(Way::Swap))?;
+    }
+    stop::here();
+    if let Some(Journal::AdoptPlanned(way) | Journal::AdoptLinking(way)) = journal {
+        let move_first = journal == Some(Journal::AdoptPlanned(Way::Entries));
+        if let Err(e) = link_all(place, store, (&*disk, &meta), move_first) {
+            return Err(put_all_back(place, store, meta, way, e));
         }
-        Some(Journal::AdoptPlanned(Way::Entries)) => take::move_entries(place, store.as_fd(), |name| {
-            let key = Key::dentry(crate::types::Ino::ROOT, name.as_encoded_bytes());
-            Ok(meta.row_at(&key, BASE)?.flatten().is_some())
-        })?,
-        _ => {}
+        journal::write(store.as_fd(), &Journal::AdoptTaken(way))?;
     }
     stop::here();
     layers::settle(&*disk, &meta, store.as_fd(), &place.store, progress)?;
@@ -208,6 +221,38 @@ fn settle(place: &Place, store: &OwnedFd, progress: &dyn Progress) -> Result<()>
     format::write(store, &place.store, &place.data_dir)?;
     stop::here();
     journal::clear(store.as_fd())
+}
+
+/// The part of [`settle`] that can be undone. Durable when it returns.
+fn link_all(
+    place: &Place,
+    store: &OwnedFd,
+    (disk, meta): (&dyn Disk, &Meta),
+    move_first: bool,
+) -> Result<()> {
+    if move_first {
+        take::move_entries(place, store.as_fd(), |name| {
+            let key = Key::dentry(crate::types::Ino::ROOT, name.as_encoded_bytes());
+            Ok(meta.row_at(&key, BASE)?.flatten().is_some())
+        })?;
+        stop::here();
+    }
+    link::link(place, disk, meta, store.as_fd())?;
+    disk.sync_all().map_err(Error::io("sync the file system of", &place.store))
+}
+
+/// Undoes what failed with this error. Returns what there is to say.
+fn put_all_back(place: &Place, store: &OwnedFd, meta: Meta, way: Way, cause: Error) -> Error {
+    match undo::undo(place, store, meta, way) {
+        Ok(()) => match cause {
+            Error::CannotAdopt { .. } => cause,
+            cause => refuse(&place.data_dir, format!("cannot be taken over: {cause}")),
+        },
+        Err(e) => {
+            tracing::error!("{}: cannot be taken over: {cause}", place.data_dir.display());
+            e
+        }
+    }
 }
 
 /// Goes on with what was interrupted, or clears it away.
@@ -229,7 +274,11 @@ fn go_on(place: &Place, progress: &dyn Progress) -> Result<()> {
             }
             false => discard(place, &store, true),
         },
-        Some(Journal::AdoptTaken(_)) => settle(place, &store, progress),
+        Some(Journal::AdoptLinking(_) | Journal::AdoptTaken(_)) => settle(place, &store, progress),
+        Some(Journal::AdoptUndoing(way)) => {
+            let (_, meta) = open_planned(place, &store)?;
+            undo::undo(place, &store, meta, way)
+        }
         Some(Journal::EjectBuilding) => {
             let reason = "holds the store of another data dir; name another place with --store";
             Err(refuse(&place.store, reason))
@@ -261,7 +310,7 @@ fn discard(place: &Place, store: &OwnedFd, whole: bool) -> Result<()> {
     let path = &place.store;
     let cleared = || -> std::io::Result<()> {
         assert!(!exists(store.as_fd(), take::TREE)?, "a store with data in it is never thrown away");
-        for name in ["marker", "meta", "layers", "probe", "FORMAT.new", "UNFINISHED.new"] {
+        for name in ["marker", "meta", "layers", "copying", "probe", "FORMAT.new", "UNFINISHED.new"] {
             remove_tree(store.as_fd(), OsStr::new(name))?;
         }
         Ok(())
@@ -318,6 +367,13 @@ pub(crate) fn put_back(data_dir: &Path, store: Option<&Path>) -> Result<()> {
                 let marker = place::open_dir(&store.join(take::MARKER));
                 match marker.and_then(|marker| marker::read(marker.as_fd())) {
                     Ok(Some(named)) if named == store => take::MARKER,
+                    _ => continue,
+                }
+            }
+            Some(Journal::AdoptUndoing(Way::Swap)) => {
+                let marker = place::open_dir(&store.join(take::MARKER));
+                match marker.and_then(|marker| marker::read(marker.as_fd())) {
+                    Ok(Some(named)) if named == store => take::TREE,
                     _ => continue,
                 }
             }

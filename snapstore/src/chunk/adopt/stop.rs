@@ -18,8 +18,15 @@ pub(crate) fn can_rename() -> bool {
     true
 }
 
+/// What comes of linking a file into the store, if a test wants it to fail.
+#[cfg(not(test))]
+#[inline]
+pub(crate) fn link_error() -> Option<std::io::Error> {
+    None
+}
+
 #[cfg(test)]
-pub(crate) use testing::{can_exchange, can_rename, here};
+pub(crate) use testing::{can_exchange, can_rename, here, link_error};
 
 #[cfg(test)]
 pub(crate) mod testing {
@@ -30,6 +37,7 @@ pub(crate) mod testing {
         static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
         static NO_EXCHANGE: Cell<bool> = const { Cell::new(false) };
         static NO_RENAME: Cell<bool> = const { Cell::new(false) };
+        static LINKS: Cell<Option<(usize, i32)>> = const { Cell::new(None) };
     }
 
     pub(crate) fn can_exchange() -> bool {
@@ -48,6 +56,20 @@ pub(crate) mod testing {
     /// From here on this thread's file system does not let a file be renamed into the store.
     pub(crate) fn forbid_rename() {
         NO_RENAME.with(|no| no.set(true));
+    }
+
+    /// This thread's link number `n` fails with this errno, and so do all after it; `None`: none does.
+    pub(crate) fn fail_link(at: Option<(usize, i32)>) {
+        LINKS.with(|links| links.set(at));
+    }
+
+    pub(crate) fn link_error() -> Option<std::io::Error> {
+        if !can_rename() {
+            return Some(std::io::ErrorKind::CrossesDevices.into());
+        }
+        let (left, errno) = LINKS.with(Cell::get)?;
+        LINKS.with(|links| links.set(Some((left.saturating_sub(1), errno))));
+        (left == 0).then(|| std::io::Error::from_raw_os_error(errno))
     }
 
     struct Stopped;

@@ -112,7 +112,7 @@ pub(crate) fn after_exchange(parent: BorrowedFd<'_>, name: &OsStr, store: Borrow
     Ok(fsync(store)?)
 }
 
-/// Begins to take the entries: from here on there is no way back.
+/// Begins to take the entries: an interrupted adoption goes on from here.
 pub(crate) fn mark_entries(place: &Place) -> io::Result<()> {
     let dir = place.data.as_fd();
     marker::write(dir, &place.data_dir, &place.store)?;
@@ -154,7 +154,7 @@ pub(crate) fn move_entries(
         Ok(fsync(dir)?)
     };
     end().map_err(Error::io("close", &place.data_dir))?;
-    journal::write(store, &Journal::AdoptTaken(Way::Entries))
+    journal::write(store, &Journal::AdoptLinking(Way::Entries))
 }
 
 /// A directory that its owner may not write cannot be moved by him.

@@ -9,10 +9,11 @@ use std::process::Command;
 use std::sync::Arc;
 
 use snapstore::backend::{
-    Backend, FileWrite, Head, HeightQuery, NewInode, SnapshotOptions, Times, Tree, XattrMode,
+    Backend, FileWrite, Head, HeightQuery, NewInode, Seek, SnapshotOptions, Times, Tree, XattrMode,
 };
 use snapstore::chunk::{OpenOptions, create_empty, open};
 use snapstore::progress::Silent;
+use snapstore::verify::VerifyReport;
 use snapstore::{Error, FileKind, Height, Ino};
 
 const OPTIONS: OpenOptions = OpenOptions { no_background: true };
@@ -278,4 +279,48 @@ fn damage(damage: Damage, seed: u64, clean: bool) {
     }
     let hits = counts.values().fold([0; 2], |sum, n| [sum[0] + n[0], sum[1] + n[1]]);
     assert!(hits[0] > 0 && hits[1] > 0, "the damage hit nothing");
+}
+
+/// What a sealed layer's file has lost was called a hole: `cp`, which reads only data, took zeros for it, and folding
+/// forgot its hash, from when on everybody did.
+#[test]
+fn regression_what_a_layer_has_lost_is_no_hole() {
+    let work = tempfile::tempdir().unwrap();
+    let store = work.path().join("store");
+    create_empty(&store, Path::new("/data")).unwrap();
+    let (backend, _) = open(&store, &OPTIONS).unwrap();
+    let file = create(&*backend.head(), Ino::ROOT, "file", FileKind::Regular);
+    write(&*backend.head(), file).write_at(&[7; 10 * 4096], 0).unwrap();
+    backend.snapshot(Height(1), &SnapshotOptions::default()).unwrap();
+    backend.settle().unwrap();
+    write(&*backend.head(), file).write_at(&[8; 8 * 4096], 0).unwrap();
+    backend.snapshot(Height(2), &SnapshotOptions::default()).unwrap();
+    backend.settle().unwrap();
+    backend.close().unwrap();
+    drop(backend);
+    let layers = files(&store.join("layers"));
+    std::fs::File::options().write(true).open(&layers[0]).unwrap().set_len(9 * 4096).unwrap();
+
+    let (backend, _) = open(&store, &OPTIONS).unwrap();
+    let lost = 9 * 4096;
+    let check = |height| {
+        let view = backend.view(HeightQuery::Exact(Height(height))).unwrap();
+        let file = view.tree.open(file).unwrap();
+        assert_eq!(file.seek(lost, Seek::Data).unwrap(), lost, "height {height}");
+        assert_eq!(file.seek(0, Seek::Hole).unwrap(), 10 * 4096, "height {height}");
+        assert!(matches!(file.read_at(&mut [0; 4096], lost), Err(Error::Damaged { .. })), "height {height}");
+    };
+    check(1);
+    check(2);
+    let found = |report: VerifyReport| {
+        report.damaged.iter().map(|one| (one.height, one.offset, one.length)).collect::<Vec<_>>()
+    };
+    let here = |height| (height, lost, 4096);
+    let all = [here(None), here(Some(Height(1))), here(Some(Height(2)))];
+    assert_eq!(found(backend.verify(None, &Silent).unwrap()), all);
+    backend.delete(&[Height(1)], false).unwrap();
+    // Folding may refuse to touch it, or leave it as damaged as it is.
+    let _ = backend.settle();
+    check(2);
+    assert_eq!(found(backend.verify(None, &Silent).unwrap()), [all[0], all[2]]);
 }

@@ -324,3 +324,21 @@ fn regression_what_a_layer_has_lost_is_no_hole() {
     check(2);
     assert_eq!(found(backend.verify(None, &Silent).unwrap()), [all[0], all[2]]);
 }
+
+/// An empty database was taken for a new one, and made one: what was known of the newest commit went with it.
+#[test]
+fn regression_an_emptied_database_is_damaged_and_stays_as_it_is() {
+    let work = tempfile::tempdir().unwrap();
+    let store = work.path().join("store");
+    build(&store);
+    let (database, newest) = (store.join("meta/meta.redb"), store.join("meta/newest"));
+    let (whole, number) = (std::fs::read(&database).unwrap(), std::fs::read(&newest).unwrap());
+    std::fs::write(&database, "").unwrap();
+    for _ in 0..2 {
+        assert!(matches!(open(&store, &OPTIONS), Err(Error::Damaged { .. })));
+    }
+    assert!(std::fs::read(&database).unwrap().is_empty());
+    assert_eq!(std::fs::read(&newest).unwrap(), number);
+    std::fs::write(&database, whole).unwrap();
+    assert_eq!(open(&store, &OPTIONS).unwrap().0.heights().len(), 6);
+}

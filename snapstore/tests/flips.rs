@@ -214,7 +214,8 @@ fn kind(file: &str) -> &str {
 }
 
 fn damage(damage: Damage, seed: u64, clean: bool) {
-    let tries = if std::env::var_os("TMFS_LONG").is_some() { 5000 } else { 150 };
+    let asked = std::env::var("TMFS_TRIES").ok().map(|tries| tries.parse().expect("TMFS_TRIES is a number"));
+    let tries = asked.unwrap_or(if std::env::var_os("TMFS_LONG").is_some() { 5000 } else { 150 });
     let work = tempfile::tempdir().unwrap();
     let (store, hurt) = (work.path().join("store"), work.path().join("hurt"));
     build(&store);

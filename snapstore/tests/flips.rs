@@ -1,4 +1,5 @@
-//! A flipped bit anywhere in a store is found or harmless: never a panic, a hang, or other data than before.
+//! A flipped bit, a missing end or a page of zeros in any file of a store is found or harmless: never a panic, a hang,
+//! or other data than before.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -8,10 +9,11 @@ use std::process::Command;
 use std::sync::Arc;
 
 use snapstore::backend::{
-    Backend, FileWrite, Head, HeightQuery, NewInode, SnapshotOptions, Times, Tree, XattrMode,
+    Backend, FileWrite, Head, HeightQuery, NewInode, Seek, SnapshotOptions, Times, Tree, XattrMode,
 };
 use snapstore::chunk::{OpenOptions, create_empty, open};
 use snapstore::progress::Silent;
+use snapstore::verify::VerifyReport;
 use snapstore::{Error, FileKind, Height, Ino};
 
 const OPTIONS: OpenOptions = OpenOptions { no_background: true };
@@ -116,7 +118,7 @@ fn everything(backend: &dyn Backend) -> (Shown, u64) {
     (shown, errors)
 }
 
-/// All files of a store but those that say nothing.
+/// All files of a store that have anything in them.
 fn files(store: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![store.to_owned()];
@@ -125,7 +127,7 @@ fn files(store: &Path) -> Vec<PathBuf> {
             let path = entry.unwrap().path();
             match path.is_dir() {
                 true => open.push(path),
-                false if path.metadata().unwrap().len() > 0 && !path.ends_with("lock") => found.push(path),
+                false if path.metadata().unwrap().len() > 0 => found.push(path),
                 false => {}
             }
         }
@@ -134,21 +136,86 @@ fn files(store: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// What happens to a file.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    /// One bit is another.
+    Flip,
+    /// The end is missing, or everything is.
+    Cut,
+    /// A page has become zeros.
+    Zero,
+}
+
+impl Damage {
+    /// Does it, and says where.
+    fn strike(self, file: &Path, random: &mut Random) -> String {
+        let opened = std::fs::File::options().read(true).write(true).open(file).unwrap();
+        let len = opened.metadata().unwrap().len();
+        let at = random.below(len);
+        match self {
+            Damage::Flip => {
+                let (mut byte, bit) = ([0], random.below(8));
+                opened.read_exact_at(&mut byte, at).unwrap();
+                opened.write_all_at(&[byte[0] ^ 1 << bit], at).unwrap();
+                format!("bit {bit} of byte {at}")
+            }
+            Damage::Cut => {
+                // Where the cut is at nothing or at a page as often as anywhere.
+                let at = [0, at - at % 4096, at, at][random.below(4) as usize];
+                opened.set_len(at).unwrap();
+                format!("cut from {len} to {at} bytes")
+            }
+            Damage::Zero => {
+                let at = at - at % 4096;
+                opened.write_all_at(&vec![0; 4096.min(len - at) as usize], at).unwrap();
+                format!("page at byte {at} zeroed")
+            }
+        }
+    }
+}
+
 /// Proves P18.
 #[test]
 fn a_flipped_bit_is_found_or_harmless() {
-    flips(20_261_122, true);
+    damage(Damage::Flip, 20_261_122, true);
 }
 
 /// The daemon died, or the power went: what redb and recovery mend must not be what was damaged.
 /// Proves P18.
 #[test]
 fn a_flipped_bit_after_a_crash_is_found_or_harmless() {
-    flips(20_261_124, false);
+    damage(Damage::Flip, 20_261_124, false);
 }
 
-fn flips(seed: u64, clean: bool) {
-    let tries = if std::env::var_os("TMFS_LONG").is_some() { 5000 } else { 150 };
+#[test]
+fn a_file_that_was_cut_is_found_or_harmless() {
+    damage(Damage::Cut, 20_261_125, true);
+}
+
+#[test]
+fn a_file_that_was_cut_after_a_crash_is_found_or_harmless() {
+    damage(Damage::Cut, 20_261_126, false);
+}
+
+#[test]
+fn a_page_of_zeros_is_found_or_harmless() {
+    damage(Damage::Zero, 20_261_127, true);
+}
+
+#[test]
+fn a_page_of_zeros_after_a_crash_is_found_or_harmless() {
+    damage(Damage::Zero, 20_261_128, false);
+}
+
+/// The name under which tries are counted.
+fn kind(file: &str) -> &str {
+    if file.starts_with("layers") { "layers" } else { file }
+}
+
+fn damage(damage: Damage, seed: u64, clean: bool) {
+    let asked = std::env::var("TMFS_TRIES").ok().map(|tries| tries.parse().expect("TMFS_TRIES is a number"));
+    let tries = asked.unwrap_or(if std::env::var_os("TMFS_LONG").is_some() { 5000 } else { 150 });
     let work = tempfile::tempdir().unwrap();
     let (store, hurt) = (work.path().join("store"), work.path().join("hurt"));
     build(&store);
@@ -163,7 +230,8 @@ fn flips(seed: u64, clean: bool) {
         backend.close().unwrap();
     }
     let mut random = Random(seed);
-    let (mut refused, mut unreadable, mut harmless) = (0, 0, 0);
+    // Of each kind of file: refused at opening, unreadable in part, harmless.
+    let mut counts: BTreeMap<String, [u64; 3]> = BTreeMap::new();
     for attempt in 0..tries {
         if hurt.exists() {
             std::fs::remove_dir_all(&hurt).unwrap();
@@ -171,22 +239,22 @@ fn flips(seed: u64, clean: bool) {
         let copied = Command::new("cp").arg("-a").args([&store, &hurt]).status().unwrap();
         assert!(copied.success());
         let files = files(&hurt);
-        // The metadata every other time: it is where a bit can do most.
+        // The metadata every other time: it is where damage can do most. The others in turn.
         let file = match attempt % 2 {
             0 => hurt.join("meta/meta.redb"),
-            _ => files[random.below(files.len() as u64) as usize].clone(),
+            _ => files[attempt / 2 % files.len()].clone(),
         };
-        let at = random.below(file.metadata().unwrap().len());
-        let bit = random.below(8);
-        let opened = std::fs::File::options().read(true).write(true).open(&file).unwrap();
-        let mut byte = [0];
-        opened.read_exact_at(&mut byte, at).unwrap();
-        opened.write_all_at(&[byte[0] ^ 1 << bit], at).unwrap();
-        let what = format!("try {attempt}: bit {bit} of byte {at} of {}", file.display());
+        let name = file.strip_prefix(&hurt).unwrap().to_str().unwrap().to_owned();
+        let what = format!("try {attempt}: {name}: {}", damage.strike(&file, &mut random));
+        let count = counts.entry(kind(&name).to_owned()).or_default();
 
-        let Ok((backend, _)) = open(&hurt, &OPTIONS) else {
-            refused += 1;
-            continue;
+        let backend = match open(&hurt, &OPTIONS) {
+            Ok((backend, _)) => backend,
+            Err(Error::Damaged { .. } | Error::NewerFormat { .. }) => {
+                count[0] += 1;
+                continue;
+            }
+            Err(e) => panic!("{what}: refused, but not as damaged: {e:?}"),
         };
         let (shown, errors) = everything(&*backend);
         let found = backend.verify(None, &Silent);
@@ -195,9 +263,9 @@ fn flips(seed: u64, clean: bool) {
         }
         assert_eq!(shown.len() as u64 + errors, right.len() as u64, "{what}: heights went missing");
         match errors {
-            0 => harmless += 1,
+            0 => count[2] += 1,
             _ => {
-                unreadable += 1;
+                count[1] += 1;
                 let found = found.is_err() || !found.unwrap().damaged.is_empty();
                 assert!(found, "{what}: reading fails, and verify finds nothing");
             }
@@ -205,7 +273,73 @@ fn flips(seed: u64, clean: bool) {
         drop(backend);
     }
     eprintln!(
-        "{tries} bits flipped (closed: {clean}): {refused} refused at opening, {unreadable} unreadable, {harmless} harmless, 0 wrong"
+        "{damage:?}, closed: {clean}: {tries} tries, 0 wrong; refused, unreadable, harmless: {counts:?}"
     );
-    assert!(unreadable > 0 && refused + harmless > 0, "the flips hit nothing");
+    for name in ["FORMAT", "layers", "lock", "meta/meta.redb", "meta/newest", "meta/reserve"] {
+        assert!(counts.contains_key(name), "{name} was never damaged");
+    }
+    let hits = counts.values().fold([0; 2], |sum, n| [sum[0] + n[0], sum[1] + n[1]]);
+    assert!(hits[0] > 0 && hits[1] > 0, "the damage hit nothing");
+}
+
+/// What a sealed layer's file has lost was called a hole: `cp`, which reads only data, took zeros for it, and folding
+/// forgot its hash, from when on everybody did.
+#[test]
+fn regression_what_a_layer_has_lost_is_no_hole() {
+    let work = tempfile::tempdir().unwrap();
+    let store = work.path().join("store");
+    create_empty(&store, Path::new("/data")).unwrap();
+    let (backend, _) = open(&store, &OPTIONS).unwrap();
+    let file = create(&*backend.head(), Ino::ROOT, "file", FileKind::Regular);
+    write(&*backend.head(), file).write_at(&[7; 10 * 4096], 0).unwrap();
+    backend.snapshot(Height(1), &SnapshotOptions::default()).unwrap();
+    backend.settle().unwrap();
+    write(&*backend.head(), file).write_at(&[8; 8 * 4096], 0).unwrap();
+    backend.snapshot(Height(2), &SnapshotOptions::default()).unwrap();
+    backend.settle().unwrap();
+    backend.close().unwrap();
+    drop(backend);
+    let layers = files(&store.join("layers"));
+    std::fs::File::options().write(true).open(&layers[0]).unwrap().set_len(9 * 4096).unwrap();
+
+    let (backend, _) = open(&store, &OPTIONS).unwrap();
+    let lost = 9 * 4096;
+    let check = |height| {
+        let view = backend.view(HeightQuery::Exact(Height(height))).unwrap();
+        let file = view.tree.open(file).unwrap();
+        assert_eq!(file.seek(lost, Seek::Data).unwrap(), lost, "height {height}");
+        assert_eq!(file.seek(0, Seek::Hole).unwrap(), 10 * 4096, "height {height}");
+        assert!(matches!(file.read_at(&mut [0; 4096], lost), Err(Error::Damaged { .. })), "height {height}");
+    };
+    check(1);
+    check(2);
+    let found = |report: VerifyReport| {
+        report.damaged.iter().map(|one| (one.height, one.offset, one.length)).collect::<Vec<_>>()
+    };
+    let here = |height| (height, lost, 4096);
+    let all = [here(None), here(Some(Height(1))), here(Some(Height(2)))];
+    assert_eq!(found(backend.verify(None, &Silent).unwrap()), all);
+    backend.delete(&[Height(1)], false).unwrap();
+    // Folding may refuse to touch it, or leave it as damaged as it is.
+    let _ = backend.settle();
+    check(2);
+    assert_eq!(found(backend.verify(None, &Silent).unwrap()), [all[0], all[2]]);
+}
+
+/// An empty database was taken for a new one, and made one: what was known of the newest commit went with it.
+#[test]
+fn regression_an_emptied_database_is_damaged_and_stays_as_it_is() {
+    let work = tempfile::tempdir().unwrap();
+    let store = work.path().join("store");
+    build(&store);
+    let (database, newest) = (store.join("meta/meta.redb"), store.join("meta/newest"));
+    let (whole, number) = (std::fs::read(&database).unwrap(), std::fs::read(&newest).unwrap());
+    std::fs::write(&database, "").unwrap();
+    for _ in 0..2 {
+        assert!(matches!(open(&store, &OPTIONS), Err(Error::Damaged { .. })));
+    }
+    assert!(std::fs::read(&database).unwrap().is_empty());
+    assert_eq!(std::fs::read(&newest).unwrap(), number);
+    std::fs::write(&database, whole).unwrap();
+    assert_eq!(open(&store, &OPTIONS).unwrap().0.heights().len(), 6);
 }

@@ -14,6 +14,7 @@ use crate::sync::{Mutex, RwLock};
 use super::checked::{DATA, fill, known};
 use super::core::{Core, Op, Scope};
 use super::layer::{Found, Layer};
+use super::seek::{next_data, next_hole};
 use super::sums::ZEROS;
 use crate::backend::Seek;
 use crate::error::{Error, Result};
@@ -443,16 +444,16 @@ fn needs_copy_up(top: &Layer, offset: u64, end: u64) -> bool {
 
 /// Where a chunk's bytes come from: which layer of the stack, and how many bytes of the file may come from there.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Origin {
-    layer: u32,
-    clip: u64,
+pub(super) struct Origin {
+    pub layer: u32,
+    pub clip: u64,
 }
 
 const UNRESOLVED: u32 = u32::MAX;
-const ZERO: u32 = u32::MAX - 1;
+pub(super) const ZERO: u32 = u32::MAX - 1;
 
 /// Resolves chunks from the top of the stack down.
-fn resolve(stack: &[Arc<Layer>], first: u32, origins: &mut [Origin]) {
+pub(super) fn resolve(stack: &[Arc<Layer>], first: u32, origins: &mut [Origin]) {
     origins.fill(Origin { layer: UNRESOLVED, clip: u64::MAX });
     let mut open = origins.len();
     let mut clip = u64::MAX;
@@ -509,73 +510,4 @@ fn read_stack(core: &Core, stack: &[Arc<Layer>], buf: &mut [u8], offset: u64) ->
         }
     }
     Ok(len)
-}
-
-/// The first byte at or after `at`, and before `size`, that some layer's data shows at.
-fn next_data(core: &Core, stack: &[Arc<Layer>], mut at: u64, size: u64) -> Result<Option<u64>> {
-    while at < size {
-        let chunk = at / CHUNK_SIZE;
-        let mut candidate = None::<u64>;
-        let mut clip = u64::MAX;
-        for layer in stack {
-            let (found, limit) = layer_data(core, layer, at, chunk)?;
-            candidate = [candidate, found.filter(|&f| f < clip)].into_iter().flatten().min();
-            clip = clip.min(limit);
-        }
-        let Some(found) = candidate.filter(|&f| f < size) else { return Ok(None) };
-        if shows_data(core, stack, found)? {
-            return Ok(Some(found));
-        }
-        at = (found / CHUNK_SIZE + 1) * CHUNK_SIZE;
-    }
-    Ok(None)
-}
-
-/// The first byte at or after `at` that one layer has data at, and the layer's limit.
-fn layer_data(core: &Core, layer: &Layer, at: u64, chunk: u64) -> Result<(Option<u64>, u64)> {
-    let (limit, mapped) = {
-        let state = layer.state.read();
-        let next = state.chunks.as_ref().map(|c| c.range(chunk as u32..).next());
-        (state.limit, next)
-    };
-    let found = match mapped {
-        Some(next) => next.map(|c| (u64::from(c) * CHUNK_SIZE).max(at)),
-        None => match layer.existing(&*core.disk)? {
-            Some(file) => file.seek_data(at).map_err(|e| layer.io("seek", e))?,
-            None => None,
-        },
-    };
-    Ok((found, limit))
-}
-
-fn shows_data(core: &Core, stack: &[Arc<Layer>], at: u64) -> Result<bool> {
-    let mut origin = [Origin { layer: ZERO, clip: 0 }];
-    resolve(stack, (at / CHUNK_SIZE) as u32, &mut origin);
-    let Some(layer) = stack.get(origin[0].layer as usize) else { return Ok(false) };
-    if layer.state.read().chunks.is_some() {
-        return Ok(true);
-    }
-    match layer.existing(&*core.disk)? {
-        Some(file) => Ok(file.seek_data(at).map_err(|e| layer.io("seek", e))? == Some(at)),
-        None => Ok(false),
-    }
-}
-
-/// The first byte at or after `at` that no data shows at; the end of the file counts as one.
-fn next_hole(core: &Core, stack: &[Arc<Layer>], mut at: u64, size: u64) -> Result<Option<u64>> {
-    if let [only] = stack
-        && only.state.read().chunks.is_none()
-    {
-        return match only.existing(&*core.disk)? {
-            Some(file) => Ok(file.seek_hole(at).map_err(|e| only.io("seek", e))?.map(|h| h.min(size))),
-            None => Ok(Some(at)),
-        };
-    }
-    while at < size {
-        if !shows_data(core, stack, at)? {
-            return Ok(Some(at));
-        }
-        at = (at / CHUNK_SIZE + 1) * CHUNK_SIZE;
-    }
-    Ok(Some(size))
 }

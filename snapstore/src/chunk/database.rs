@@ -7,8 +7,8 @@
 //! Each value of `rows` and `control` ends in a checksum of its key and itself: redb's own checksums are looked at when
 //! it is opened, a value's each time it is read.
 
+use std::io::ErrorKind::{InvalidData, UnexpectedEof};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use std::sync::Arc;
 
 use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
@@ -16,7 +16,7 @@ use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 use super::lineage::Lineage;
 use super::meta::Value;
 use super::rows::{Key, LayerFile, split_epoch};
-use super::sums::{Edit, Group, group_key};
+use super::sums::{Edit, Group, group_key, next_in};
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Ino};
 
@@ -110,6 +110,11 @@ pub(super) fn write_row(
 /// Stores the hashes of a group.
 pub(super) fn put_group(sums: &mut RowTable<'_>, key: &[u8; 24], group: &Group) -> Result<()> {
     sums.insert(&key[..], seal_value(key, group.encode()).as_slice()).map(drop).map_err(database)
+}
+
+fn sums_key(key: &[u8]) -> Result<&[u8; 24]> {
+    let damaged = |_| Error::Damaged { what: "hashes of chunks", detail: "a key of a wrong length".into() };
+    key.try_into().map_err(damaged)
 }
 
 fn group_in(key: &[u8; 24], stored: &[u8]) -> Result<Group> {
@@ -225,13 +230,23 @@ impl ReadView {
         let (first, last) = (group_key(ino, file, 0), group_key(ino, file, u32::MAX));
         for entry in self.sums.range::<&[u8]>(&first[..]..=&last[..]).map_err(database)? {
             let (key, stored) = entry.map_err(database)?;
-            let damaged =
-                || Error::Damaged { what: "hashes of chunks", detail: "a key of a wrong length".into() };
-            let key: &[u8; 24] = key.value().try_into().map_err(|_| damaged())?;
+            let key = sums_key(key.value())?;
             let number = u32::from_be_bytes(key[20..].try_into().expect("four bytes"));
             each(number, &group_in(key, stored.value())?)?;
         }
         Ok(())
+    }
+
+    /// The first chunk, from `from` on, in the groups `first..=last` that has the hash of something else than zeros.
+    pub(super) fn next_data_sum(&self, first: &[u8; 24], last: &[u8; 24], from: u32) -> Result<Option<u32>> {
+        for entry in self.sums.range::<&[u8]>(&first[..]..=&last[..]).map_err(database)? {
+            let (key, stored) = entry.map_err(database)?;
+            let key = sums_key(key.value())?;
+            if let Some(chunk) = next_in(key, &group_in(key, stored.value())?, from) {
+                return Ok(Some(chunk));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn sums(&self, key: &[u8; 24]) -> Result<Group> {
@@ -284,8 +299,8 @@ pub(super) fn database(error: impl Into<redb::Error>) -> Error {
     };
     match error {
         redb::Error::Corrupted(detail) => Error::Damaged { what: "metadata database", detail },
-        // Its own words for a file that does not begin as a database does.
-        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+        // Its own words for a file that does not begin as a database does, and ours for one whose end is missing.
+        redb::Error::Io(e) if matches!(e.kind(), InvalidData | UnexpectedEof) && errno.is_none() => {
             Error::Damaged { what: "metadata database", detail: e.to_string() }
         }
         other => Error::Metadata(other.to_string(), errno),

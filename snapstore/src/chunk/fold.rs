@@ -49,7 +49,15 @@ pub(crate) fn fold(core: &Core, ino: Ino, lower: &LayerRow, upper: &LayerRow) ->
     let above = open(core, ino, upper.file)?;
     let lower_own = match &lower.chunks {
         Some(chunks) => chunks.clone(),
-        None => scan_chunks(&*below, lower.size).map_err(io("map", ino, lower.file))?,
+        None => {
+            // With what the file has lost: it is to be found damaged, not to become zeros that have no hash.
+            let mut own = scan_chunks(&*below, lower.size).map_err(io("map", ino, lower.file))?;
+            core.meta.for_each_group(ino, lower.file, |number, group| {
+                own.extend(group.data().map(|n| number * GROUP + n));
+                Ok(())
+            })?;
+            own
+        }
     };
     let mut shows = lower_own.clone();
     cut(&mut shows, upper.limit);
@@ -224,6 +232,7 @@ pub(crate) fn lift(
         None => {
             let data = below.seek_data(start).map_err(io("map", ino, lower.file))?;
             data.is_some_and(|data| data < start + CHUNK_SIZE)
+                || core.meta.next_data_sum(ino, lower.file, chunk)? == Some(chunk)
         }
     };
     if !has {

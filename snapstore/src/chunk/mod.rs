@@ -28,6 +28,7 @@ mod reclaim;
 mod rename;
 mod rows;
 mod seal;
+mod seek;
 mod snapshots;
 mod source;
 mod space;

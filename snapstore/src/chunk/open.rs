@@ -136,6 +136,10 @@ pub(crate) fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<(Arc<Core>, Re
     let file = disk.open(DATABASE).map_err(Error::io("open", path.join(DATABASE)))?;
     let database =
         DatabaseFile::new(Arc::clone(&disk), file).map_err(Error::io("open", path.join(DATABASE)))?;
+    // A new one would be made in its place, and what `meta/newest` knows of the old one forgotten.
+    if database.is_empty() {
+        return Err(Error::Damaged { what: "metadata database", detail: format!("{DATABASE} is empty") });
+    }
     let meta = Meta::open(database)?;
     refuse_older_state(&*disk, &meta)?;
     let clean = !meta.control("clean")?.is_empty();

@@ -64,6 +64,11 @@ impl Group {
         self.present == 0
     }
 
+    /// The chunks that have the hash of something else than zeros.
+    pub(crate) fn data(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..GROUP).filter(|n| self.get(*n).is_some_and(|hash| *hash != ZEROS))
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.present.to_le_bytes().to_vec();
         bytes.extend(self.hashes.iter().flatten());
@@ -93,6 +98,12 @@ pub(crate) fn group_key(ino: Ino, file: LayerFile, group: u32) -> [u8; 24] {
     key
 }
 
+/// The first chunk of a group, from `from` on, that has the hash of something else than zeros.
+pub(crate) fn next_in(key: &[u8; 24], group: &Group, from: u32) -> Option<u32> {
+    let number = u32::from_be_bytes(key[20..].try_into().expect("four bytes"));
+    group.data().map(|n| number.saturating_mul(GROUP) + n).find(|&chunk| chunk >= from)
+}
+
 /// Hashes that are on their way into the database.
 #[derive(Default)]
 pub(crate) struct Pending {
@@ -119,6 +130,14 @@ impl Pending {
     /// Whether a commit is due before more is added.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes >= MOST_PENDING
+    }
+
+    /// The first chunk from `from` to the end of the groups `first..=last` that has the hash of something.
+    pub(crate) fn next_data(&self, first: &[u8; 24], last: &[u8; 24], from: u32) -> Option<u32> {
+        let of = |groups: &BTreeMap<[u8; 24], Arc<Group>>| {
+            groups.range(*first..=*last).find_map(|(key, group)| next_in(key, group, from))
+        };
+        [of(&self.waiting), of(&self.writing)].into_iter().flatten().min()
     }
 
     /// What a commit is to write.

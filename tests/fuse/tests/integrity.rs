@@ -235,6 +235,53 @@ fn an_older_state_is_refused_until_somebody_accepts_it() {
     mount.remount();
 }
 
+/// A damaged page in what was committed last: the database would go back to the commit before without a word.
+/// Proves P18.
+#[test]
+fn a_damaged_page_of_the_newest_commit_is_refused_until_somebody_accepts_an_older_state() {
+    let mount = Mount::adopting(sample::fill);
+    mount.snapshot(1);
+    let database = mount.store.join("meta/meta.redb");
+    let before = fs::read(&database).unwrap();
+    fs::write(mount.live("synced"), "acknowledged").unwrap();
+    fs::File::open(mount.live("synced")).unwrap().sync_all().unwrap();
+    mount.kill();
+    let (after, newest) = (fs::read(&database).unwrap(), fs::read(mount.store.join("meta/newest")).unwrap());
+    let page = |bytes: &[u8], n: usize| bytes.chunks(4096).nth(n).map(<[u8]>::to_vec);
+    let changed = (1..after.len() / 4096).filter(|n| page(&before, *n) != page(&after, *n));
+    let accept = mount.store.join("ACCEPT-OLDER-STATE");
+    let mut accepted = 0;
+    for n in changed {
+        fs::write(&database, &after).unwrap();
+        fs::write(mount.store.join("meta/newest"), &newest).unwrap();
+        // Whatever a page holds, its beginning is in use.
+        flip(&database, n as u64 * 4096);
+        let outcome = mount.try_mount();
+        if outcome.code() == 0 {
+            // Nobody needs that page any more, and nothing is missing.
+            assert_eq!(fs::read(mount.live("synced")).unwrap(), b"acknowledged", "page {n}");
+            mount.kill();
+            continue;
+        }
+        let refused = outcome.fails(6).to_string();
+        if refused.contains("ACCEPT-OLDER-STATE") {
+            mount.try_mount().fails(6);
+            fs::write(&accept, "").unwrap();
+            mount.mount();
+            assert!(!accept.exists(), "it counts once");
+            assert_eq!(mount.heights(), [1]);
+            // Not there, or as it was: the state is that of some commit.
+            let synced = fs::read(mount.live("synced")).unwrap_or_default();
+            assert!([&b""[..], b"acknowledged"].contains(&&synced[..]), "page {n}: {synced:?}");
+            fs::write(mount.live("goes on"), "").unwrap();
+            mount.remount();
+            mount.kill();
+            accepted += 1;
+        }
+    }
+    assert!(accepted > 0, "no page led back to an older state");
+}
+
 /// Verifying while heights come and go, and the head switches, finds nothing that is not there.
 #[test]
 fn verifying_while_everything_changes_finds_no_damage() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Meta;
 use crate::chunk::rows::LayerFile;
-use crate::chunk::sums::Group;
+use crate::chunk::sums::{GROUP, Group, group_key};
 use crate::error::Result;
 use crate::types::Ino;
 
@@ -32,5 +32,13 @@ impl Meta {
         each: impl FnMut(u32, &Group) -> Result<()>,
     ) -> Result<()> {
         self.view().groups(ino, file, each)
+    }
+
+    /// The first chunk of a file, from one on, that has the hash of something else than zeros.
+    pub(crate) fn next_data_sum(&self, ino: Ino, file: LayerFile, from: u32) -> Result<Option<u32>> {
+        let (first, last) = (group_key(ino, file, from / GROUP), group_key(ino, file, u32::MAX));
+        let pending = self.pending_sums.lock().next_data(&first, &last, from);
+        let stored = self.view().next_data_sum(&first, &last, from)?;
+        Ok([pending, stored].into_iter().flatten().min())
     }
 }

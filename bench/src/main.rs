@@ -11,6 +11,7 @@
 //! | a cost that should not grow | [`costs`] |
 
 mod costs;
+mod disk;
 mod live;
 mod machine;
 mod mirror;
@@ -18,6 +19,7 @@ mod options;
 mod process;
 mod report;
 mod rng;
+mod slow;
 mod stats;
 mod sys;
 mod target;
@@ -43,6 +45,8 @@ enum Group {
     Costs(costs::Args),
     /// Serve the mirror in the foreground until it is unmounted (the harness starts this itself)
     Mirror(mirror::Args),
+    /// Serve a slowed disk in the foreground until it is unmounted (the harness starts this itself)
+    SlowDisk(slow::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Group::Live(args) => live::run(&args),
         Group::Costs(args) => costs::run(&args),
         Group::Mirror(args) => mirror::run(&args),
+        Group::SlowDisk(args) => slow::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

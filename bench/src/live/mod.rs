@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::ValueEnum;
 
+use crate::disk::{Disks, Images, On};
 use crate::machine::Machine;
 use crate::options::Common;
 use crate::process;
 use crate::report::{Daemon, Report};
 use crate::sys;
 use crate::target::{self, Kind};
-use crate::work::Work;
+use crate::work::{self, Work};
 pub use files::fill;
 use row::{Caches, Row, Sizes};
 
@@ -31,7 +32,9 @@ pub struct Args {
     common: Common,
     #[command(flatten)]
     sizes: Sizes,
-    /// What to compare, the first one being what the others are compared with (default: all)
+    #[command(flatten)]
+    disks: Disks,
+    /// What to compare, the first one being what the others are compared with (default: all that --on allows)
     #[arg(long, value_enum, value_delimiter = ',')]
     targets: Vec<Kind>,
     /// Leave out the rows that run db_bench, sqlite3 and fio
@@ -59,12 +62,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let work = common.work()?;
     let caches =
         "warm, unless a row says cold: then dropped for the disk and for FUSE before the clock starts";
-    let mut report = Report::new("Live: what programs see", Machine::now(work.path(), &tmfs, caches), true);
+    let images = args.disks.images(&work)?;
+    let mut machine = Machine::now(work.path(), &tmfs, caches);
+    machine.on(args.disks.describe(images));
+    let mut report = Report::new("Live: what programs see", machine, true);
     rows.retain(|row| possible(row.as_ref(), &mut report));
 
-    let kinds = if args.targets.is_empty() { Kind::value_variants() } else { &args.targets };
+    let mut kinds = args.targets.clone();
+    if kinds.is_empty() {
+        kinds = Kind::value_variants().to_vec();
+        kinds.retain(|kind| *kind != Kind::Btrfs || args.disks.on == On::Loop);
+    }
     for row in &rows {
-        for kind in kinds {
+        for kind in &kinds {
             // In this order they stand in the report.
             report.series(&row.name(), &row.what(), row.unit(), kind.name());
         }
@@ -76,7 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             order.rotate_left(run as usize % len);
             for kind in order {
                 eprintln!("bench: run {} of {}: {}, {}", run + 1, common.runs, row.name(), kind.name());
-                let measured = measure(row.as_ref(), kind, &work, &tmfs);
+                let measured = measure(row.as_ref(), kind, &work, images, &tmfs);
                 let series = report.series(&row.name(), &row.what(), row.unit(), kind.name());
                 match measured {
                     Ok((value, daemon)) => {
@@ -110,11 +120,19 @@ fn possible(row: &dyn Row, report: &mut Report) -> bool {
 }
 
 /// Runs a row once on a target of its own.
-fn measure(row: &dyn Row, kind: Kind, work: &Work, tmfs: &Path) -> anyhow::Result<(f64, Option<Daemon>)> {
-    let mut target = target::start(kind, work, tmfs).context("setting up")?;
+fn measure(
+    row: &dyn Row,
+    kind: Kind,
+    work: &Work,
+    images: Option<Images>,
+    tmfs: &Path,
+) -> anyhow::Result<(f64, Option<Daemon>)> {
+    let mut target = target::start(kind, work, images, tmfs).context("setting up")?;
     row.prepare(target.dir()).context("preparing")?;
-    work.sync()?;
+    work::sync(target.ground())?;
     target.settle().context("settling")?;
+    work::sync(target.ground())?;
+    // An image lies on the disk below.
     work.sync()?;
     if row.caches() == Caches::Cold {
         sys::drop_caches().context("dropping caches")?;

@@ -19,6 +19,8 @@ use crate::work::{Work, mounts_below};
 use crate::{process, slow, sys};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A flush for counting.
+const SLOW: Duration = Duration::from_millis(25);
 const MOMENT: Duration = Duration::from_millis(20);
 
 /// Options that say what to measure on.
@@ -75,9 +77,10 @@ impl Disks {
                 ensure!(nix::unistd::geteuid().is_root(), "--on loop needs root");
                 let mut images = Images { size: self.image, flush: slow };
                 if let Some(wanted) = slow {
-                    // A commit of ext4's journal may flush twice.
-                    let took = sync_time(work, images)?;
-                    images.flush = Some(wanted.mul_f64((wanted.as_secs_f64() / took).clamp(0.1, 1.0)));
+                    // A commit of ext4's journal may flush twice. Counted with a flush beside which nothing else counts.
+                    images.flush = Some(SLOW);
+                    let flushes = (sync_time(work, images)? / SLOW.as_secs_f64()).floor().clamp(1.0, 4.0);
+                    images.flush = Some(wanted.div_f64(flushes));
                     let then = sync_time(work, images)?;
                     eprintln!(
                         "bench: a flush of {:?} makes an fdatasync of ext4 take {:.2} ms",

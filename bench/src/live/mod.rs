@@ -4,9 +4,11 @@
 //! machine for a while disturbs all targets of a row. The order of the targets changes from run to run.
 
 mod files;
+mod lmdb;
 mod names;
 mod programs;
 pub mod row;
+mod trees;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,7 +20,7 @@ use crate::disk::{Disks, Images, On};
 use crate::machine::Machine;
 use crate::options::Common;
 use crate::process;
-use crate::report::{Daemon, Report};
+use crate::report::{Daemon, Report, Unit};
 use crate::sys;
 use crate::target::{self, Kind};
 use crate::work::{self, Work};
@@ -37,7 +39,7 @@ pub struct Args {
     /// What to compare, the first one being what the others are compared with (default: all that --on allows)
     #[arg(long, value_enum, value_delimiter = ',')]
     targets: Vec<Kind>,
-    /// Leave out the rows that run db_bench, sqlite3 and fio
+    /// Leave out the rows that run db_bench, sqlite3, fio, monerod, git and tar
     #[arg(long)]
     no_programs: bool,
     /// Only print the names of the rows
@@ -50,7 +52,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let common = &args.common;
     let mut rows = files::rows(&args.sizes);
     rows.extend(names::rows(&args.sizes));
+    rows.extend(lmdb::rows(&args.sizes));
     if !args.no_programs {
+        rows.push(lmdb::node());
+        rows.extend(trees::rows(&args.sizes));
         rows.extend(programs::rows(&args.sizes));
     }
     rows.retain(|row| common.wants(&row.name()));
@@ -78,6 +83,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             // In this order they stand in the report.
             report.series(&row.name(), &row.what(), row.unit(), kind.name());
         }
+        let slow = args.disks.slow_sync.is_some_and(|ms| ms >= 1.0);
+        row.goals().add(&mut report, &row.name(), slow);
     }
     for run in 0..common.runs {
         for row in &rows {
@@ -137,6 +144,7 @@ fn measure(
     if row.caches() == Caches::Cold {
         sys::drop_caches().context("dropping caches")?;
     }
+    let requests = target.requests()?;
     let before = target.daemon().and_then(process::cpu);
     target.begin()?;
     let started = Instant::now();
@@ -148,8 +156,19 @@ fn measure(
         Some((cpu, process::memory(pid)?.peak))
     });
     let (value, snapshots) = (value?, snapshots?);
+    let mut counts = target.requests()?;
+    counts.iter_mut().for_each(|(kind, count)| *count -= requests.get(kind).copied().unwrap_or(0));
+    counts.retain(|_, count| *count > 0);
+    let operations = (row.unit() == Unit::Rate).then(|| value * took.as_secs_f64());
     if took < Duration::from_millis(100) {
         eprintln!("bench: {} took only {took:?}: make it larger", row.name());
     }
-    Ok((value, used.map(|(cpu, peak)| Daemon { cpu: cpu.as_secs_f64(), peak, snapshots })))
+    let daemon = |(cpu, peak): (Duration, u64)| Daemon {
+        cpu: cpu.as_secs_f64(),
+        peak,
+        snapshots,
+        requests: counts,
+        operations,
+    };
+    Ok((value, used.map(daemon)))
 }

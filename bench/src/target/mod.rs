@@ -8,6 +8,7 @@ mod mirror;
 mod snapper;
 pub mod tmfs;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -64,6 +65,10 @@ pub trait Target {
     /// The process that serves it, if there is one.
     fn daemon(&self) -> Option<u32> {
         None
+    }
+    /// FUSE requests so far by kind, where they are counted.
+    fn requests(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        Ok(BTreeMap::new())
     }
     /// Waits until nothing goes on in the background.
     fn settle(&self) -> anyhow::Result<()> {
@@ -147,6 +152,10 @@ impl Target for Mounted {
 
     fn daemon(&self) -> Option<u32> {
         Some(self.pid)
+    }
+
+    fn requests(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        Ok(self.tmfs.client()?.status()?.requests)
     }
 
     fn settle(&self) -> anyhow::Result<()> {

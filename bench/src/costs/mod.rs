@@ -19,11 +19,12 @@ use clap::ValueEnum;
 
 use crate::machine::Machine;
 use crate::options::Common;
-use crate::report::{Report, Unit};
+use crate::report::{Bound, Report, Unit};
 use crate::sys;
 use crate::target::tmfs::Tmfs;
 use crate::work::Work;
 use shape::Shape;
+pub use shape::find;
 
 /// Options of the group.
 #[derive(clap::Args, Debug)]
@@ -155,6 +156,21 @@ impl Bench<'_> {
     fn add(&mut self, row: &str, what: &str, unit: Unit, case: &str, value: f64) {
         if self.args.common.wants(row) {
             self.report.series(row, what, unit, case).values.push(value);
+            // (row, the part of all values, the limit); what is native has none.
+            let limits = [
+                ("pwrite: worst during a snapshot", 0.99, 0.001),
+                ("snapshot under load, not waiting", 0.95, 0.020),
+                ("rollback", 1.0, 0.050),
+                ("remount, by heights", 1.0, 2.0),
+                ("remount, by shape", 1.0, 2.0),
+                ("memory, remounted, by heights", 1.0, f64::from(300 << 20)),
+                ("memory, remounted, by shape", 1.0, f64::from(300 << 20)),
+                ("`tmfs list`", 1.0, 0.050),
+                ("`ls @height`", 1.0, 0.050),
+            ];
+            for (_, part, most) in limits.into_iter().filter(|(of, ..)| *of == row && case != "native") {
+                self.report.goal(row, case, Bound::AtMost { part, most });
+            }
         }
     }
 

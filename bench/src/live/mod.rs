@@ -159,7 +159,7 @@ fn measure(
     let mut counts = target.requests()?;
     counts.iter_mut().for_each(|(kind, count)| *count -= requests.get(kind).copied().unwrap_or(0));
     counts.retain(|_, count| *count > 0);
-    let operations = (row.unit() == Unit::Rate).then(|| value * took.as_secs_f64());
+    let operations = (row.unit() == Unit::Rate).then_some(value * took.as_secs_f64());
     if took < Duration::from_millis(100) {
         eprintln!("bench: {} took only {took:?}: make it larger", row.name());
     }

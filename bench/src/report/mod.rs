@@ -28,8 +28,6 @@ pub enum Unit {
     Time,
     /// Bytes: less is better.
     Bytes,
-    /// A number without a unit: less is better.
-    Plain,
 }
 
 impl Unit {
@@ -39,7 +37,6 @@ impl Unit {
             Unit::Throughput => "bytes/s",
             Unit::Time => "s",
             Unit::Bytes => "bytes",
-            Unit::Plain => "1",
         }
     }
 
@@ -49,7 +46,6 @@ impl Unit {
             Unit::Rate => scaled(value, 1000.0, &["/s", " k/s", " M/s", " G/s"]),
             Unit::Throughput => scaled(value, 1024.0, &[" B/s", " KiB/s", " MiB/s", " GiB/s"]),
             Unit::Bytes => scaled(value, 1024.0, &[" B", " KiB", " MiB", " GiB"]),
-            Unit::Plain => digits(value),
             Unit::Time if value >= 1.0 => format!("{} s", digits(value)),
             Unit::Time if value >= 0.001 => format!("{} ms", digits(value * 1e3)),
             Unit::Time if value > 0.0 => format!("{} µs", digits(value * 1e6)),

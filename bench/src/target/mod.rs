@@ -110,6 +110,11 @@ pub fn start(
     })
 }
 
+/// A plain directory.
+pub fn native(place: Place) -> anyhow::Result<impl Target> {
+    Native::new(place)
+}
+
 struct Native {
     dir: PathBuf,
     place: Place,

@@ -20,9 +20,9 @@ use clap::ValueEnum;
 use crate::machine::Machine;
 use crate::options::Common;
 use crate::report::{Bound, Report, Unit};
-use crate::sys;
 use crate::target::tmfs::Tmfs;
 use crate::work::Work;
+use crate::{process, sys};
 use shape::Shape;
 pub use shape::find;
 
@@ -101,6 +101,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut bench = Bench { args, work, tmfs, report };
     if args.wants(Part::Stall) {
         bench.try_to("watching writers, native", "stall", "native", stall::native);
+    }
+    if args.wants(Part::Snapshot) && nix::unistd::geteuid().is_root() && process::installed("mkfs.btrfs") {
+        bench.try_to("snapshots of Btrfs", "`btrfs subvolume snapshot`", "btrfs", snapshot::btrfs);
     }
     for shape in args.shapes() {
         let case = shape.to_string();

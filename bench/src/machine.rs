@@ -25,6 +25,7 @@ pub struct Machine {
     virtual_machine: bool,
     kernel: String,
     file_system: String,
+    on: String,
     caches: String,
     load: f64,
 }
@@ -51,9 +52,15 @@ impl Machine {
             virtual_machine: cpuinfo.contains(" hypervisor"),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
             file_system: file_system(dir),
+            on: "directories of this file system".to_owned(),
             caches: caches.to_owned(),
             load: load(),
         }
+    }
+
+    /// Says what the targets lie on.
+    pub fn on(&mut self, words: String) {
+        self.on = words;
     }
 
     /// What speaks against trusting figures that are taken now.
@@ -82,6 +89,7 @@ impl Machine {
             ("hardware", format!("{} × {}, {memory:.1} GiB of memory{vm}", self.processors, self.cpu)),
             ("kernel", self.kernel.clone()),
             ("file system", self.file_system.clone()),
+            ("measured on", self.on.clone()),
             ("caches", self.caches.clone()),
             ("load at the start", format!("{:.2}", self.load)),
         ]

@@ -10,7 +10,9 @@
 //! | something to compare with | [`target`] |
 //! | a cost that should not grow | [`costs`] |
 
+mod after;
 mod costs;
+mod disk;
 mod live;
 mod machine;
 mod mirror;
@@ -18,9 +20,11 @@ mod options;
 mod process;
 mod report;
 mod rng;
+mod slow;
 mod stats;
 mod sys;
 mod target;
+mod views;
 mod work;
 
 use std::process::ExitCode;
@@ -41,15 +45,24 @@ enum Group {
     Live(live::Args),
     /// What tmfs's own operations cost, by the number of files, of bytes and of heights
     Costs(costs::Args),
+    /// What reading a height costs, beside the same read live
+    Views(views::Args),
+    /// What overwriting costs after a snapshot
+    After(after::Args),
     /// Serve the mirror in the foreground until it is unmounted (the harness starts this itself)
     Mirror(mirror::Args),
+    /// Serve a slowed disk in the foreground until it is unmounted (the harness starts this itself)
+    SlowDisk(slow::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().group {
         Group::Live(args) => live::run(&args),
         Group::Costs(args) => costs::run(&args),
+        Group::Views(args) => views::run(&args),
+        Group::After(args) => after::run(&args),
         Group::Mirror(args) => mirror::run(&args),
+        Group::SlowDisk(args) => slow::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

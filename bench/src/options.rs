@@ -18,7 +18,7 @@ pub struct Common {
     #[arg(long, value_name = "FILE")]
     tmfs: Option<PathBuf>,
     /// How often each row is measured, interleaved
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,
     /// Only rows whose name contains this; may be given again
     #[arg(long, value_name = "TEXT")]

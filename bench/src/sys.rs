@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -20,4 +21,13 @@ pub fn unmasked(command: &mut Command) -> &mut Command {
 /// before: they stay. Needs root.
 pub fn drop_caches() -> io::Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3")
+}
+
+/// Opens an LMDB environment.
+pub fn open_lmdb(dir: &Path, size: usize) -> heed::Result<heed::Env> {
+    let mut options = heed::EnvOpenOptions::new();
+    options.map_size(size);
+    // SAFETY: each row has a directory of its own, opens one environment in it at a time, and changes its files through
+    // it alone.
+    unsafe { options.open(dir) }
 }

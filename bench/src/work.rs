@@ -11,6 +11,8 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
+use crate::disk::{FileSystem, Images, Volume};
+
 /// A new directory on a disk.
 pub struct Work {
     dir: PathBuf,
@@ -40,12 +42,21 @@ impl Work {
     pub fn place(&self) -> anyhow::Result<Place> {
         let dir = self.dir.join(self.places.fetch_add(1, Ordering::Relaxed).to_string());
         fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
-        Ok(Place { dir })
+        Ok(Place { volume: None, dir })
+    }
+
+    /// The same on a new image of its own, where one is asked for.
+    pub fn place_on(&self, image: Option<(Images, FileSystem)>) -> anyhow::Result<Place> {
+        let mut place = self.place()?;
+        if let Some((images, kind)) = image {
+            place.volume = Some(Volume::mount(&place.dir, images, kind).context("making a loop image")?);
+        }
+        Ok(place)
     }
 
     /// Waits until everything that was written there is on the disk.
     pub fn sync(&self) -> anyhow::Result<()> {
-        nix::unistd::syncfs(fs::File::open(&self.dir)?).context("syncfs")
+        sync(&self.dir)
     }
 }
 
@@ -57,20 +68,27 @@ impl Drop for Work {
 
 /// One directory of a [`Work`], removed when it is not needed any more.
 pub struct Place {
+    volume: Option<Volume>,
     dir: PathBuf,
 }
 
 impl Place {
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.dir
+        self.volume.as_ref().map_or(&self.dir, Volume::root)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        drop(self.volume.take());
         clean_up(&self.dir);
     }
+}
+
+/// Waits until everything on the file system of `dir` is on the disk.
+pub fn sync(dir: &Path) -> anyhow::Result<()> {
+    nix::unistd::syncfs(fs::File::open(dir)?).context("syncfs")
 }
 
 /// Unmounts and removes everything at and below `dir`.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use snapstore::Height;
 use snapstore::backend::SnapshotOptions;
+use snapstore::control::Selection;
 
 use super::{Bench, life};
 use crate::report::Unit;
@@ -27,7 +28,21 @@ pub fn measure(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let case = format!("{heights} heights");
     lists(bench, &tmfs, &case, heights)?;
     life::remount(bench, &tmfs, "heights", &case)?;
-    lists(bench, &tmfs, &format!("{case}, remounted"), heights)
+    lists(bench, &tmfs, &format!("{case}, remounted"), heights)?;
+    delete(bench, &tmfs, &case, heights)
+}
+
+/// Deletes some of them, one at a time, from all over.
+fn delete(bench: &mut Bench<'_>, tmfs: &Tmfs, case: &str, heights: u64) -> anyhow::Result<()> {
+    let (client, many) = (tmfs.client()?, 20.min(heights.saturating_sub(1)));
+    for nth in 0..many {
+        let started = Instant::now();
+        client.delete(Selection::Heights(vec![Height(heights * nth / many)]))?;
+        let took = started.elapsed().as_secs_f64();
+        let what = "by the client, one height that holds one page alone";
+        bench.add("delete one", what, Unit::Time, case, took);
+    }
+    Ok(())
 }
 
 /// What the same costs with nothing to list.

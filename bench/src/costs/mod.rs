@@ -19,11 +19,12 @@ use clap::ValueEnum;
 
 use crate::machine::Machine;
 use crate::options::Common;
-use crate::report::{Report, Unit};
-use crate::sys;
+use crate::report::{Bound, Report, Unit};
 use crate::target::tmfs::Tmfs;
 use crate::work::Work;
+use crate::{process, sys};
 use shape::Shape;
+pub use shape::find;
 
 /// Options of the group.
 #[derive(clap::Args, Debug)]
@@ -101,6 +102,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.wants(Part::Stall) {
         bench.try_to("watching writers, native", "stall", "native", stall::native);
     }
+    if args.wants(Part::Snapshot) && nix::unistd::geteuid().is_root() && process::installed("mkfs.btrfs") {
+        bench.try_to("snapshots of Btrfs", "`btrfs subvolume snapshot`", "btrfs", snapshot::btrfs);
+    }
     for shape in args.shapes() {
         let case = shape.to_string();
         bench.try_to("the life of a data dir", "life", &case, |bench| life::measure(bench, shape));
@@ -155,6 +159,21 @@ impl Bench<'_> {
     fn add(&mut self, row: &str, what: &str, unit: Unit, case: &str, value: f64) {
         if self.args.common.wants(row) {
             self.report.series(row, what, unit, case).values.push(value);
+            // (row, the part of all values, the limit); what is native has none.
+            let limits = [
+                ("pwrite: worst during a snapshot", 0.99, 0.001),
+                ("snapshot under load, not waiting", 0.95, 0.020),
+                ("rollback", 1.0, 0.050),
+                ("remount, by heights", 1.0, 2.0),
+                ("remount, by shape", 1.0, 2.0),
+                ("memory, remounted, by heights", 1.0, f64::from(300 << 20)),
+                ("memory, remounted, by shape", 1.0, f64::from(300 << 20)),
+                ("`tmfs list`", 1.0, 0.050),
+                ("`ls @height`", 1.0, 0.050),
+            ];
+            for (_, part, most) in limits.into_iter().filter(|(of, ..)| *of == row && case != "native") {
+                self.report.goal(row, case, Bound::AtMost { part, most });
+            }
         }
     }
 

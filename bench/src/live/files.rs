@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::row::{Caches, Row, Sizes, for_seconds, rate};
-use crate::report::Unit;
+use crate::report::{Goals, Unit};
 use crate::rng::Rng;
 
 const PAGE: usize = 4096;
@@ -133,6 +133,17 @@ impl Row for OneFile {
         match self.work {
             Work::WriteThrough | Work::Read(_) => Unit::Throughput,
             _ => Unit::Rate,
+        }
+    }
+
+    fn goals(&self) -> Goals {
+        match self.work {
+            Work::Commit | Work::SyncedWrites(1) => Goals::synced(),
+            Work::Append | Work::RandomWrite | Work::SyncedWrites(_) | Work::WriteThrough => {
+                Goals::writes(0.9)
+            }
+            Work::RandomRead(Caches::Cold) => Goals::reads(0.8),
+            Work::Read(_) | Work::RandomRead(Caches::Warm) => Goals::reads(0.9),
         }
     }
 

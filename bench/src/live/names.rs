@@ -5,6 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::report::Goals;
+
 use super::row::{Caches, Row, Sizes, rate};
 
 /// The rows.
@@ -74,6 +76,13 @@ impl Row for Names {
             Work::List => format!("a directory of {files} entries, again and again; counts the entries"),
             Work::Rename => format!("each of {files} files to a new name in the same directory"),
             Work::Unlink => format!("each of {files} files of 100 bytes"),
+        }
+    }
+
+    fn goals(&self) -> Goals {
+        match self.work {
+            Work::Stat(_) | Work::List => Goals::looks(),
+            Work::Create | Work::Rename | Work::Unlink => Goals::names(),
         }
     }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::files::fill;
 use super::row::{Caches, Row, Sizes};
 use crate::process;
-use crate::report::Unit;
+use crate::report::{Goals, Unit};
 
 /// The rows.
 pub fn rows(sizes: &Sizes) -> Vec<Box<dyn Row>> {
@@ -25,7 +25,9 @@ pub fn rows(sizes: &Sizes) -> Vec<Box<dyn Row>> {
     rows.push(Box::new(rocksdb("fillsync", false, Caches::Warm)));
     rows.push(Box::new(Sqlite { synchronous: "NORMAL", inserts: sizes.keys / 5 }));
     rows.push(Box::new(Sqlite { synchronous: "FULL", inserts: sizes.keys / 50 }));
-    let jobs: [(&str, &[&str], bool); 5] = [
+    let jobs: [(&str, &[&str], bool); 7] = [
+        ("read 1m", &["--rw=read", "--bs=1m", "--ioengine=psync"], true),
+        ("append 100", &["--rw=write", "--bs=100", "--file_append=1", "--ioengine=psync"], false),
         ("randwrite 4k", &["--rw=randwrite", "--bs=4k", "--ioengine=psync"], false),
         ("randread 4k", &["--rw=randread", "--bs=4k", "--ioengine=psync"], true),
         ("write 1m", &["--rw=write", "--bs=1m", "--ioengine=psync"], false),
@@ -83,6 +85,15 @@ impl Row for RocksDb {
         format!("db_bench, {} keys with values of 400 bytes, one thread, no compression", self.keys())
     }
 
+    fn goals(&self) -> Goals {
+        match self.caches {
+            Caches::Cold => Goals::reads(0.8),
+            Caches::Warm if self.benchmark == "fillsync" => Goals::synced(),
+            Caches::Warm if self.benchmark.starts_with("read") => Goals::reads(0.9),
+            Caches::Warm => Goals::writes(0.9),
+        }
+    }
+
     fn caches(&self) -> Caches {
         self.caches
     }
@@ -128,6 +139,10 @@ impl Row for Sqlite {
         )
     }
 
+    fn goals(&self) -> Goals {
+        if self.synchronous == "FULL" { Goals::synced() } else { Goals::writes(0.9) }
+    }
+
     fn program(&self) -> Option<&str> {
         Some("sqlite3")
     }
@@ -157,7 +172,7 @@ struct Fio {
 
 impl Fio {
     fn sequential(&self) -> bool {
-        self.job.contains(&"--rw=write")
+        self.job.contains(&"--bs=1m")
     }
 }
 
@@ -177,6 +192,10 @@ impl Row for Fio {
 
     fn unit(&self) -> Unit {
         if self.sequential() { Unit::Throughput } else { Unit::Rate }
+    }
+
+    fn goals(&self) -> Goals {
+        if self.reads { Goals::reads(0.9) } else { Goals::writes(0.9) }
     }
 
     fn program(&self) -> Option<&str> {

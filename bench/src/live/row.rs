@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::report::Unit;
+use crate::report::{Goals, Unit};
 
 /// How large the rows are.
 #[derive(clap::Args, Clone, Debug)]
@@ -15,7 +15,7 @@ pub struct Sizes {
     #[arg(long, default_value = "256M", value_parser = crate::options::size)]
     pub size: u64,
     /// How many files the rows about names make
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 100_000)]
     pub files: u64,
     /// How many keys the databases get; synced ones a fiftieth of that
     #[arg(long, default_value_t = 500_000)]
@@ -41,6 +41,8 @@ pub trait Row {
     fn unit(&self) -> Unit {
         Unit::Rate
     }
+    /// What it should reach.
+    fn goals(&self) -> Goals;
     /// The caches it starts with.
     fn caches(&self) -> Caches {
         Caches::Warm

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::goal::judge;
 use super::{NOISY, Report, Series, Unit};
 use crate::stats::Summary;
 
@@ -16,6 +17,8 @@ pub fn of(report: &Report) -> String {
     }
     text.push('\n');
     text.push_str(&if report.repeats { compared(report) } else { calls(report) });
+    text.push_str(&goals(report));
+    text.push_str(&requests(report));
     text.push_str(&meanings(report));
     text
 }
@@ -157,6 +160,48 @@ fn calls(report: &Report) -> String {
     let mut text = table(&head, &rows);
     text.push_str("`× first`: the median as a multiple of the row's first case; 1 is flat.\n\n");
     text
+}
+
+/// What was asked, and whether it is so.
+fn goals(report: &Report) -> String {
+    let judged = judge(report);
+    if judged.is_empty() {
+        return String::new();
+    }
+    let line = |goal: &super::goal::Judged| {
+        let met = match goal.met {
+            Some(true) => "met",
+            Some(false) => "**not met**",
+            None => "not measured",
+        };
+        let is = goal.is.clone().unwrap_or_default();
+        vec![goal.row.clone(), goal.case.clone(), goal.goal.clone(), is, met.to_owned()]
+    };
+    let lines: Vec<_> = judged.iter().map(line).collect();
+    let met = judged.iter().filter(|goal| goal.met == Some(true)).count();
+    let head = strings(&["row", "case", "goal", "is", ""]);
+    format!("Goals: {met} of {} met.\n\n{}", judged.len(), table(&head, &lines))
+}
+
+/// FUSE requests of the last run of each series, by kind.
+fn requests(report: &Report) -> String {
+    let mut lines = Vec::new();
+    for series in &report.series {
+        let Some(daemon) = series.daemon.last().filter(|daemon| !daemon.requests.is_empty()) else {
+            continue;
+        };
+        let each = |(kind, count): (&String, &u64)| match daemon.operations {
+            Some(operations) => format!("{kind} {count} ({:.3})", *count as f64 / operations),
+            None => format!("{kind} {count}"),
+        };
+        let all = daemon.requests.iter().map(each).collect::<Vec<_>>().join(", ");
+        lines.push(vec![series.row.clone(), series.case.clone(), all]);
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    let head = strings(&["row", "case", "requests, and for each operation"]);
+    format!("FUSE requests of the last run, by kind:\n\n{}", table(&head, &lines))
 }
 
 /// What each row measures.

@@ -3,12 +3,16 @@
 //! A series is the values of one row in one case: a target, or a shape of the data. The first case of a row is what the
 //! others are compared with. A row that failed stays, with the reason.
 
+mod goal;
 mod markdown;
+
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
 use crate::machine::Machine;
 use crate::stats::Summary;
+pub use goal::{Bound, Goals};
 
 /// Above this spread a row is marked as noisy.
 const NOISY: f64 = 0.2;
@@ -72,7 +76,7 @@ fn digits(value: f64) -> String {
 }
 
 /// What a daemon used while a row ran.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Daemon {
     /// CPU time in seconds.
     pub cpu: f64,
@@ -80,6 +84,10 @@ pub struct Daemon {
     pub peak: u64,
     /// Snapshots that were taken.
     pub snapshots: Option<u64>,
+    /// FUSE requests by kind, where they are counted.
+    pub requests: BTreeMap<String, u64>,
+    /// Operations that the row has done, where it counts operations.
+    pub operations: Option<f64>,
 }
 
 /// The values of one row in one case.
@@ -107,6 +115,7 @@ pub struct Report {
     machine: Machine,
     warnings: Vec<String>,
     series: Vec<Series>,
+    goals: Vec<goal::Goal>,
     /// Whether repeated values of a row should be alike: in rows of single calls the spread is part of the result.
     repeats: bool,
 }
@@ -118,7 +127,7 @@ impl Report {
         for warning in &warnings {
             eprintln!("bench: warning: {warning}");
         }
-        Report { title, machine, warnings, series: Vec::new(), repeats }
+        Report { title, machine, warnings, series: Vec::new(), goals: Vec::new(), repeats }
     }
 
     /// The series of a row and a case; made where it is not there.
@@ -137,6 +146,14 @@ impl Report {
             self.series.len() - 1
         });
         &mut self.series[at]
+    }
+
+    /// Says what a case of a row should reach. What is not measured in the end is left out.
+    pub fn goal(&mut self, row: &str, case: &str, bound: Bound) {
+        let same = |(r, c, b): &goal::Goal| r == row && c == case && format!("{b:?}") == format!("{bound:?}");
+        if !self.goals.iter().any(same) {
+            self.goals.push((row.to_owned(), case.to_owned(), bound));
+        }
     }
 
     /// Something to know before reading on.
@@ -200,6 +217,7 @@ impl Report {
             "machine": self.machine,
             "warnings": self.all_warnings(),
             "series": series,
+            "goals": goal::judge(self).iter().map(goal::Judged::json).collect::<Vec<_>>(),
         })
     }
 
@@ -208,7 +226,7 @@ impl Report {
         let daemon: Vec<Value> = series
             .daemon
             .iter()
-            .map(|d| json!({"cpu_seconds": d.cpu, "peak_bytes": d.peak, "snapshots": d.snapshots}))
+            .map(|d| json!({"cpu_seconds": d.cpu, "peak_bytes": d.peak, "snapshots": d.snapshots, "requests": d.requests, "operations": d.operations}))
             .collect();
         json!({
             "row": series.row,
@@ -243,7 +261,8 @@ mod tests {
         report.series("a|b", "what it is", Unit::Rate, "native").values = vec![1000.0, 1000.0, 1100.0];
         let tmfs = report.series("a|b", "what it is", Unit::Rate, "tmfs");
         tmfs.values = vec![500.0, 900.0, 900.0];
-        tmfs.daemon = vec![Daemon { cpu: 1.5, peak: 3 << 20, snapshots: Some(4) }];
+        tmfs.daemon = vec![Daemon { cpu: 1.5, peak: 3 << 20, snapshots: Some(4), ..Daemon::default() }];
+        Goals::writes(0.9).add(&mut report, "a|b", false);
         report.series("c", "fails", Unit::Time, "native").failure = Some("no\nspace".to_owned());
         report
     }
@@ -266,6 +285,8 @@ mod tests {
         assert_eq!(json["series"][1]["ratio_to_first_case"], 0.9);
         assert_eq!(json["series"][0]["ratio_to_first_case"], Value::Null);
         assert_eq!(json["series"][1]["daemon"][0]["snapshots"], 4);
+        assert_eq!(json["goals"][0]["met"], true);
+        assert_eq!(json["goals"].as_array().map(Vec::len), Some(1));
         assert_eq!(json["series"][2]["failure"], "no\nspace");
         let warnings = json["warnings"].to_string();
         assert!(warnings.contains("a|b (tmfs)") && !warnings.contains("a|b (native)"), "{warnings}");

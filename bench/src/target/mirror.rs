@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct MirrorTarget {
     point: PathBuf,
     daemon: Child,
-    _place: Place,
+    place: Place,
 }
 
 impl MirrorTarget {
@@ -44,7 +44,7 @@ impl MirrorTarget {
             thread::sleep(Duration::from_millis(5));
         }
         lift(&point);
-        Ok(MirrorTarget { point, daemon, _place: place })
+        Ok(MirrorTarget { point, daemon, place })
     }
 }
 
@@ -62,6 +62,10 @@ fn lift(point: &Path) {
 impl Target for MirrorTarget {
     fn dir(&self) -> &Path {
         &self.point
+    }
+
+    fn ground(&self) -> &Path {
+        self.place.path()
     }
 
     fn daemon(&self) -> Option<u32> {

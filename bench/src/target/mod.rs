@@ -1,19 +1,25 @@
 //! What is compared: each target gives a directory to work in, on the same disk.
 //!
 //! A target is made anew for each measurement, so that none inherits the caches, the history or the tired daemon of
-//! another. To add one (native Btrfs with its own snapshots, a loop image), implement [`Target`] and name it in
-//! [`Kind`].
+//! another. To add one, implement [`Target`] and name it in [`Kind`].
 
+pub mod btrfs;
 mod mirror;
 mod snapper;
 pub mod tmfs;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::ValueEnum;
+use snapstore::Height;
+use snapstore::backend::SnapshotOptions;
 
+use crate::disk::{FileSystem, Images};
 use crate::work::{Place, Work};
+use btrfs::Btrfs;
 use mirror::MirrorTarget;
 use snapper::Snapper;
 use tmfs::Tmfs;
@@ -33,6 +39,8 @@ pub enum Kind {
     /// tmfs, with a snapshot every second while the row runs.
     #[value(name = "tmfs+snap")]
     TmfsSnap,
+    /// Native Btrfs, with a snapshot of its own every second; only on a loop image.
+    Btrfs,
 }
 
 impl Kind {
@@ -43,6 +51,7 @@ impl Kind {
             Kind::Mirror => "mirror",
             Kind::Tmfs => "tmfs",
             Kind::TmfsSnap => "tmfs+snap",
+            Kind::Btrfs => "btrfs",
         }
     }
 }
@@ -51,9 +60,15 @@ impl Kind {
 pub trait Target {
     /// Where to work.
     fn dir(&self) -> &Path;
+    /// A directory on the file system that all of it lies on.
+    fn ground(&self) -> &Path;
     /// The process that serves it, if there is one.
     fn daemon(&self) -> Option<u32> {
         None
+    }
+    /// FUSE requests so far by kind, where they are counted.
+    fn requests(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        Ok(BTreeMap::new())
     }
     /// Waits until nothing goes on in the background.
     fn settle(&self) -> anyhow::Result<()> {
@@ -70,10 +85,16 @@ pub trait Target {
 }
 
 /// Makes a target, ready to work in.
-pub fn start(kind: Kind, work: &Work, tmfs: &Path) -> anyhow::Result<Box<dyn Target>> {
-    let place = work.place()?;
+pub fn start(
+    kind: Kind,
+    work: &Work,
+    images: Option<Images>,
+    tmfs: &Path,
+) -> anyhow::Result<Box<dyn Target>> {
+    let below = if kind == Kind::Btrfs { FileSystem::Btrfs } else { FileSystem::Ext4 };
+    let place = work.place_on(images.map(|images| (images, below)))?;
     Ok(match kind {
-        Kind::Native => Box::new(Native { place }),
+        Kind::Native => Box::new(Native::new(place)?),
         Kind::Mirror => Box::new(MirrorTarget::start(place)?),
         Kind::Tmfs | Kind::TmfsSnap => {
             let tmfs = Tmfs::new(place, tmfs)?;
@@ -82,15 +103,38 @@ pub fn start(kind: Kind, work: &Work, tmfs: &Path) -> anyhow::Result<Box<dyn Tar
             let every = (kind == Kind::TmfsSnap).then_some(EVERY);
             Box::new(Mounted { tmfs, pid, every, snapper: None })
         }
+        Kind::Btrfs => {
+            images.context("Btrfs is measured on a loop image: --on loop")?;
+            Box::new(Btrfs::new(place, EVERY)?)
+        }
     })
 }
 
+/// A plain directory.
+pub fn native(place: Place) -> anyhow::Result<impl Target> {
+    Native::new(place)
+}
+
 struct Native {
+    dir: PathBuf,
     place: Place,
+}
+
+impl Native {
+    /// A new image has a directory of its own: lost+found is no part of the work.
+    fn new(place: Place) -> anyhow::Result<Native> {
+        let dir = beside(&place, "data");
+        std::fs::create_dir(&dir)?;
+        Ok(Native { dir, place })
+    }
 }
 
 impl Target for Native {
     fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn ground(&self) -> &Path {
         self.place.path()
     }
 }
@@ -107,8 +151,16 @@ impl Target for Mounted {
         self.tmfs.dir()
     }
 
+    fn ground(&self) -> &Path {
+        self.tmfs.ground()
+    }
+
     fn daemon(&self) -> Option<u32> {
         Some(self.pid)
+    }
+
+    fn requests(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        Ok(self.tmfs.client()?.status()?.requests)
     }
 
     fn settle(&self) -> anyhow::Result<()> {
@@ -117,7 +169,12 @@ impl Target for Mounted {
 
     fn begin(&mut self) -> anyhow::Result<()> {
         if let Some(every) = self.every {
-            self.snapper = Some(Snapper::start(self.tmfs.client()?, every)?);
+            let client = self.tmfs.client()?;
+            let first = client.list()?.last().map_or(0, |last| last.height.0) + 1;
+            self.snapper = Some(Snapper::start(every, move |nth| {
+                client.snapshot_with(Height(first + nth), SnapshotOptions::default(), false)?;
+                Ok(())
+            })?);
         }
         Ok(())
     }

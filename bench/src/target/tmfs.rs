@@ -18,7 +18,7 @@ pub struct Tmfs {
     program: PathBuf,
     dir: PathBuf,
     store: PathBuf,
-    _place: Place,
+    place: Place,
 }
 
 impl Tmfs {
@@ -26,12 +26,17 @@ impl Tmfs {
     pub fn new(place: Place, program: &Path) -> anyhow::Result<Tmfs> {
         let (dir, store) = (beside(&place, "data"), beside(&place, "store"));
         fs::create_dir(&dir)?;
-        Ok(Tmfs { program: program.to_owned(), dir, store, _place: place })
+        Ok(Tmfs { program: program.to_owned(), dir, store, place })
     }
 
     /// The data dir.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The directory that holds all of it.
+    pub fn ground(&self) -> &Path {
+        self.place.path()
     }
 
     /// `tmfs mount`; the first time it adopts what is there. Gives back how long the command took.

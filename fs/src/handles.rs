@@ -6,13 +6,13 @@
 //! Handles open for writing are counted per inode. They are what a barrier must flush, since nothing else can have
 //! dirty pages, and what a rollback must not cut off unasked.
 
-use snapstore::sync::atomic::{AtomicU64, Ordering};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::{Mutex, RwLock};
 use snapstore::backend::{FileRead, FileWrite};
-use snapstore::sync::{Mutex, RwLock};
 use snapstore::{FileKind, Ino};
 
 use crate::node::{NodeId, Tag};

@@ -20,8 +20,6 @@ pub mod errno;
 mod flush;
 mod handles;
 mod inflight;
-#[cfg(all(test, shuttle))]
-mod interleavings;
 mod kernel;
 mod lookups;
 mod mount;

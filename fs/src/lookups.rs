@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use snapstore::sync::Mutex;
+use parking_lot::Mutex;
 
 use crate::node::{NodeId, Tag};
 

@@ -7,13 +7,13 @@
 //! The kernel's references to a view's nodes are counted together; with the last one the tag is free. Tags are given
 //! out in a circle, so a tag comes back as late as possible.
 
-use snapstore::sync::atomic::{AtomicU64, Ordering};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::RwLock;
 use snapstore::backend::View;
-use snapstore::sync::RwLock;
 use snapstore::{EpochId, Ino};
 
 use crate::node::{NodeId, Tag};

@@ -18,7 +18,6 @@ pub mod merkle;
 pub mod mountinfo;
 pub mod procs;
 pub mod progress;
-pub mod sync;
 mod sys;
 mod types;
 pub mod verify;

@@ -2,9 +2,9 @@
 //!
 //! What is done to an open file belongs to the head it was opened in, and is done without entering the tree.
 
-use snapstore::sync::atomic::Ordering;
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use snapstore::backend::{Allocate, FileRead, Seek, SetAttr, Times};
 use snapstore::{FileKind, Ino, MAX_FILE_SIZE};

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use crate::sync::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 
 use super::checked::{DATA, fill, known};
 use super::core::{Core, Op, Scope};
@@ -205,7 +205,7 @@ impl Content {
             }
             // The disk's row says that more is inherited than now is. Should the file grow again and the power go,
             // old bytes would come back: so the disk must know first. (Cutting is rare, growing after it rarer.)
-            if cuts_inherited && top.row_maybe_on_disk.load(crate::sync::atomic::Ordering::Acquire) {
+            if cuts_inherited && top.row_maybe_on_disk.load(std::sync::atomic::Ordering::Acquire) {
                 core.sync_layer(&top)?;
                 core.require_commit(&top);
                 // Under the file's lock: nothing grows it before the disk knows.
@@ -224,7 +224,7 @@ impl Content {
             return Ok(false);
         }
         let same_epoch = top.epoch == op.epoch();
-        if same_epoch && !top.row_maybe_on_disk.load(crate::sync::atomic::Ordering::Acquire) {
+        if same_epoch && !top.row_maybe_on_disk.load(std::sync::atomic::Ordering::Acquire) {
             return Ok(false);
         }
         let turn = if same_epoch { top.state.read().file.turn + 1 } else { 0 };
@@ -354,7 +354,7 @@ impl Content {
             // No file can tell the marks: an fsync has to commit them.
             core.meta.need(top.epoch, top.ino);
         }
-        if had_data && top.row_maybe_on_disk.load(crate::sync::atomic::Ordering::Acquire) {
+        if had_data && top.row_maybe_on_disk.load(std::sync::atomic::Ordering::Acquire) {
             // The marks first: a hole without its mark would show what lies below.
             core.require_commit(top);
             core.commit(false)?;
@@ -377,7 +377,7 @@ impl Content {
         for layer in stack.iter().filter(|l| !l.state.read().sealed) {
             core.sync_layer(layer)?;
         }
-        let missing = stack.iter().any(|l| !l.row_on_disk.load(crate::sync::atomic::Ordering::Acquire));
+        let missing = stack.iter().any(|l| !l.row_on_disk.load(std::sync::atomic::Ordering::Acquire));
         if missing {
             // An earlier commit may have left the row for later, since then the data was not on the disk.
             core.meta.look_again();
@@ -390,7 +390,7 @@ impl Content {
 
     fn map_changed(&self) -> bool {
         let stack = self.stack.read();
-        stack.iter().any(|l| l.in_memtable.load(crate::sync::atomic::Ordering::Acquire))
+        stack.iter().any(|l| l.in_memtable.load(std::sync::atomic::Ordering::Acquire))
     }
 
     /// The next data or hole at or after `offset`.

@@ -11,12 +11,12 @@
 //! `control` (snapshots and rollbacks) → `names` → an [`Op`] → a file's stack → a layer's state → the metadata's
 //! tables. `pinned` comes before a layer's state; `live`, `contents`, `discarded` and `promised` are leaves.
 
-use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::sync::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::content::Content;
 use super::layer::Layer;
@@ -284,9 +284,9 @@ impl Core {
         while slot.load(Ordering::Acquire) != 0 {
             turns += 1;
             if turns < 100 {
-                crate::sync::yield_now();
+                std::thread::yield_now();
             } else {
-                crate::sync::sleep(Duration::from_micros(50));
+                std::thread::sleep(Duration::from_micros(50));
             }
         }
     }

@@ -15,8 +15,8 @@
 //! A chunk of the lower layer that the upper's limit cuts in two is a case of its own: nothing may be cleared in it
 //! in place, where readers compare it with its hash. It is *lifted* first: what shows of it becomes the upper layer's.
 
-use crate::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use roaring::RoaringBitmap;

@@ -4,10 +4,10 @@
 //! names happen one after the other, and a commit or a cut has each of them wholly or not at all. They are short and
 //! wait for the disk only where a row is not in memory.
 
-use crate::sync::atomic::Ordering;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::acl::{self, Acl};
 use super::core::{Core, HeadInstance, Scope};

@@ -11,12 +11,12 @@
 //!
 //! A layer with limit 0 hides everything below it; the oldest layer of a file always has it.
 
-use crate::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-use crate::sync::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 use roaring::RoaringBitmap;
 
 use super::rows::{LayerFile, LayerRow};

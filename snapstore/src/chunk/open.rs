@@ -9,15 +9,15 @@
 //!
 //! Each step can be repeated: a crash during recovery is followed by recovery.
 
-use crate::sync::atomic::{AtomicBool, Ordering};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::sync::Mutex;
 use nix::fcntl::{OFlag, open as open_path};
 use nix::sys::stat::Mode;
+use parking_lot::Mutex;
 
 use super::core::{Core, HeadInstance, HeadState};
 use super::database::guarded;

@@ -149,7 +149,7 @@ impl Core {
                 return Err(first_error.unwrap_or(e));
             }
             for step in steps {
-                if stop() || self.stopping.load(crate::sync::atomic::Ordering::Acquire) {
+                if stop() || self.stopping.load(std::sync::atomic::Ordering::Acquire) {
                     return Ok(());
                 }
                 let _one = self.folding.lock();

@@ -4,8 +4,8 @@
 //! marks the epoch sealed, all in one commit. From then on the epoch's snapshot survives a power cut, and nothing has
 //! to be scanned to read it.
 
-use crate::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use roaring::RoaringBitmap;
 

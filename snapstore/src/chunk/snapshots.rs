@@ -6,10 +6,10 @@
 //! Freezing an epoch, for a snapshot as for a rollback, is one step ([`Core::begin`]): under the lock that every
 //! change of metadata takes, a new epoch becomes the head's. What that takes does not depend on how much there is.
 
-use crate::sync::atomic::{AtomicBool, Ordering};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
 //! What a commit asks of the layers that its rows refer to.
 
-use crate::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::core::Core;
 use super::meta::{LayerCommit, Source};

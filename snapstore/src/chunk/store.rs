@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::sync::Mutex;
+use parking_lot::Mutex;
 
 use super::core::Core;
 use super::head::ChunkHead;

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::sync::Mutex;
+use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 
 use super::core::Core;

@@ -1,7 +1,7 @@
 //! A commit: closing the memtables, making durable what their rows refer to, writing them, letting go of them.
 
-use crate::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{MemTable, Meta, Slot, Value};
 use crate::chunk::database::{

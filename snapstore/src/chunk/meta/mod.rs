@@ -18,12 +18,12 @@ mod commit;
 mod newest;
 mod sums;
 
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::sync::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 use redb::{ReadableDatabase, ReadableTable};
 
 use super::database::{

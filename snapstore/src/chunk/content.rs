@@ -9,14 +9,13 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
-
 use super::checked::{DATA, fill, known};
 use super::core::{Core, Op, Scope};
 use super::layer::{Found, Layer};
 use super::sums::ZEROS;
 use crate::backend::Seek;
 use crate::error::{Error, Result};
+use crate::sync::{Mutex, RwLock};
 use crate::types::{CHUNK_SIZE, Ino, chunk_span};
 
 const CHUNK: usize = CHUNK_SIZE as usize;

@@ -9,7 +9,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +18,7 @@ use super::meta::{Batch, ControlBatch};
 use super::preserve;
 use crate::backend::{Gate, HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport};
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::types::{EpochId, Height, Ino, Timestamp};
 
 /// So many epochs may wait for sealing before the next snapshot does.

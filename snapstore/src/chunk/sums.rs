@@ -14,7 +14,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 
 use super::core::Core;
@@ -22,6 +21,7 @@ use super::rows::LayerFile;
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 pub(crate) use crate::merkle::{Hash as ChunkHash, ZEROS, chunk as hash_chunk};
+use crate::sync::Mutex;
 use crate::types::{CHUNK_SIZE, Ino};
 
 const CHUNK: usize = CHUNK_SIZE as usize;

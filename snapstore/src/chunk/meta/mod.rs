@@ -21,9 +21,7 @@ mod sums;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use redb::{ReadableDatabase, ReadableTable};
 
 use super::database::{
@@ -35,6 +33,8 @@ use super::rows::{Key, KeyKind, Row, split_epoch};
 use super::sums::Pending;
 use crate::disk::{DatabaseFile, Failure, Reserve};
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::types::{EpochId, Ino};
 
 pub(crate) use commit::{LayerCommit, Source};

@@ -42,4 +42,6 @@ pub mod thread {
 }
 
 #[cfg(shuttle)]
+pub mod explore;
+#[cfg(shuttle)]
 mod model;

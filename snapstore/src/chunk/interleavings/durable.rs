@@ -104,3 +104,22 @@ fn two_syncs_of_a_file() {
         check(image, &Promise::Content(2));
     });
 }
+
+/// What is said of a snapshot while it is sealed does not make it less durable.
+#[test]
+fn a_snapshot_is_held_while_it_is_sealed() {
+    let media = disk_with(|store| write(store, 9, 0, LEN));
+    explore(move || {
+        let (disk, store) = opened(&media);
+        let epoch = store.snapshot(Height(2), &SnapshotOptions::default()).expect("snapshot").epoch;
+        let holding = {
+            let store = store.clone();
+            thread::spawn(move || store.set_held(Height(2), true).expect("hold"))
+        };
+        store.wait_durable(epoch).expect("seal");
+        holding.join().expect("holding");
+        let (store, recovery) = open_store(&MemDisk::new(disk.media().all_dropped())).expect("open");
+        assert_eq!(recovery.dropped, []);
+        assert!(store.find(HeightQuery::Exact(Height(2))).expect("the height").held);
+    });
+}

@@ -50,16 +50,19 @@ impl Content {
 
     /// Fills `buf` from `offset`; fewer bytes only at the end of the file.
     pub(crate) fn read_at(&self, core: &Core, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let done = read_stack(core, &self.stack.read(), buf, offset);
-        if !was_folded(&done) {
-            return done;
+        let mut done = read_stack(core, &self.stack.read(), buf, offset);
+        // One fold may follow another.
+        for _ in 0..3 {
+            if !was_folded(&done) {
+                return done;
+            }
+            self.reload(core)?;
+            done = read_stack(core, &self.stack.read(), buf, offset);
         }
-        self.reload(core)?;
-        let again = read_stack(core, &self.stack.read(), buf, offset);
-        if let Err(error @ Error::Damaged { .. }) = &again {
+        if let Err(error @ Error::Damaged { .. }) = &done {
             tracing::error!(ino = %self.ino, %error, "a read was answered with an error");
         }
-        again
+        done
     }
 
     /// As [`Content::read_at`], for who has the stack to itself: the metadata's is looked at, and the one held stays.

@@ -105,6 +105,8 @@ pub(crate) struct Meta {
     /// What the database's file says: the database itself does not get to know of a failed write.
     storage: Failure,
     newest: newest::Newest,
+    /// How often rows of sealed epochs were written anew.
+    rewrites: AtomicU64,
     /// Space for commits on a full disk.
     pub reserve: Arc<Reserve>,
 }
@@ -156,6 +158,7 @@ impl Meta {
             pending_sums: Mutex::default(),
             storage,
             newest,
+            rewrites: AtomicU64::new(0),
             reserve,
         })
     }
@@ -455,7 +458,9 @@ impl Meta {
         committed.inspect_err(|e| self.fail(e))?;
         self.newest.committed(number);
         let view = Arc::new(ReadView::new(&db)?);
-        self.tables.write().view = view;
+        let mut tables = self.tables.write();
+        tables.view = view;
+        self.rewrites.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 

@@ -85,7 +85,7 @@ fn handles_are_opened_closed_and_counted() {
                             thread::spawn(move || handles.remove(fh).is_some())
                         })
                         .collect();
-                    let closed = closers.into_iter().filter(|_| true).map(|c| c.join().expect("closer"));
+                    let closed = closers.into_iter().map(|c| c.join().expect("closer"));
                     assert_eq!(closed.filter(|c| *c).count(), 1, "closed once");
                     assert!(handles.get(fh).is_none());
                 })

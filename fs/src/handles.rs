@@ -9,10 +9,10 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use snapstore::backend::{FileRead, FileWrite};
+use snapstore::sync::atomic::{AtomicU64, Ordering};
+use snapstore::sync::{Mutex, RwLock};
 use snapstore::{FileKind, Ino};
 
 use crate::node::{NodeId, Tag};

@@ -9,11 +9,11 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use snapstore::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use snapstore::sync::{Mutex, thread_local};
 
 use crate::adapter::Kind;
 use crate::node::NodeId;
@@ -79,7 +79,7 @@ pub enum Sight {
 
 impl Default for InFlight {
     fn default() -> InFlight {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         InFlight {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             watched: Mutex::default(),
@@ -112,9 +112,9 @@ impl InFlight {
     }
 
     fn mine(&self) -> Arc<Slot> {
-        MINE.with_borrow_mut(|mine| match mine {
+        MINE.with(|mine| match &mut *mine.borrow_mut() {
             Some((id, slot)) if *id == self.id => slot.clone(),
-            _ => {
+            mine => {
                 let slot = Arc::new(Slot {
                     turn: AtomicU64::new(0),
                     kind: AtomicUsize::new(0),

@@ -20,6 +20,8 @@ pub mod errno;
 mod flush;
 mod handles;
 mod inflight;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 mod kernel;
 mod lookups;
 mod mount;

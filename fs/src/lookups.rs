@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use parking_lot::Mutex;
+use snapstore::sync::Mutex;
 
 use crate::node::{NodeId, Tag};
 

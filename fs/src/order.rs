@@ -13,11 +13,11 @@
 //!
 //! A switch of the head goes by the same rule: the head that is left can be got back, and is to be whole then.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 use snapstore::backend::Gate;
+use snapstore::sync::atomic::{AtomicU64, Ordering};
+use snapstore::sync::{Condvar, Mutex};
 
 /// Counts changes of names and sizes, and holds them back.
 pub(crate) struct Order {

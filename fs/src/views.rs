@@ -10,10 +10,10 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
 use snapstore::backend::View;
+use snapstore::sync::RwLock;
+use snapstore::sync::atomic::{AtomicU64, Ordering};
 use snapstore::{EpochId, Ino};
 
 use crate::node::{NodeId, Tag};

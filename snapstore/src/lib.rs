@@ -18,6 +18,8 @@ pub mod merkle;
 pub mod mountinfo;
 pub mod procs;
 pub mod progress;
+#[doc(hidden)]
+pub mod sync;
 mod sys;
 mod types;
 pub mod verify;

@@ -7,7 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use snapstore::sync::Mutex;
 use snapstore::{Attr, DirEntry, FileKind, Ino};
 
 use super::{Caller, Entered, Entry, Found, MountTree, Node};

@@ -28,11 +28,11 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use snapstore::backend::{Backend, Gate, Head};
+use snapstore::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use snapstore::sync::{Mutex, RwLock, RwLockReadGuard};
 use snapstore::{Attr, Ino, NAME_MAX, Timestamp};
 
 pub use dirs::DirItem;

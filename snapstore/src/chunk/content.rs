@@ -9,8 +9,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
-
 use super::checked::{DATA, fill, known};
 use super::core::{Core, Op, Scope};
 use super::layer::{Found, Layer};
@@ -18,6 +16,7 @@ use super::seek::{next_data, next_hole};
 use super::sums::ZEROS;
 use crate::backend::Seek;
 use crate::error::{Error, Result};
+use crate::sync::{Mutex, RwLock};
 use crate::types::{CHUNK_SIZE, Ino, chunk_span};
 
 const CHUNK: usize = CHUNK_SIZE as usize;
@@ -52,23 +51,27 @@ impl Content {
 
     /// Fills `buf` from `offset`; fewer bytes only at the end of the file.
     pub(crate) fn read_at(&self, core: &Core, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let done = read_stack(core, &self.stack.read(), buf, offset);
-        // A layer may have gone away under us, or have got other hashes: it was folded with another. The metadata
-        // knows where to.
-        let folded = match &done {
-            Err(Error::Io { source, .. }) => source.raw_os_error() == Some(libc::ENOENT),
-            Err(Error::Damaged { what, .. }) => *what == DATA,
-            _ => false,
-        };
-        if !folded {
-            return done;
+        let mut done = read_stack(core, &self.stack.read(), buf, offset);
+        // One fold may follow another.
+        for _ in 0..3 {
+            if !was_folded(&done) {
+                return done;
+            }
+            self.reload(core)?;
+            done = read_stack(core, &self.stack.read(), buf, offset);
         }
-        self.reload(core)?;
-        let again = read_stack(core, &self.stack.read(), buf, offset);
-        if let Err(error @ Error::Damaged { .. }) = &again {
+        if let Err(error @ Error::Damaged { .. }) = &done {
             tracing::error!(ino = %self.ino, %error, "a read was answered with an error");
         }
-        again
+        done
+    }
+
+    /// As [`Content::read_at`], for who has the stack to itself: the metadata's is looked at, and the one held stays.
+    fn read_held(&self, core: &Core, stack: &[Arc<Layer>], buf: &mut [u8], offset: u64) -> Result<usize> {
+        match read_stack(core, stack, buf, offset) {
+            done if !was_folded(&done) => done,
+            _ => read_stack(core, &core.load_stack(&self.scope.lineage(core), self.ino)?, buf, offset),
+        }
     }
 
     /// Writes all of `data` at `offset`.
@@ -116,11 +119,11 @@ impl Content {
             let mut whole = vec![0; (to - from) as usize];
             if offset > from {
                 let head = CHUNK.min(whole.len());
-                read_stack(core, stack, &mut whole[..head], from)?;
+                self.read_held(core, stack, &mut whole[..head], from)?;
             }
             if to > end {
                 let tail = (end - end % CHUNK_SIZE).max(from);
-                read_stack(core, stack, &mut whole[(tail - from) as usize..], tail)?;
+                self.read_held(core, stack, &mut whole[(tail - from) as usize..], tail)?;
             }
             whole[(offset - from) as usize..(end - from) as usize].copy_from_slice(data);
             file.write_at(&whole, from)
@@ -474,6 +477,16 @@ pub(super) fn resolve(stack: &[Arc<Layer>], first: u32, origins: &mut [Origin]) 
     }
     for origin in origins.iter_mut().filter(|o| o.layer == UNRESOLVED) {
         origin.layer = ZERO;
+    }
+}
+
+/// A layer may have gone away under a reader, or have got other hashes: it was folded with another. The metadata knows
+/// where to.
+fn was_folded(done: &Result<usize>) -> bool {
+    match done {
+        Err(Error::Io { source, .. }) => source.raw_os_error() == Some(libc::ENOENT),
+        Err(Error::Damaged { what, .. }) => *what == DATA,
+        _ => false,
     }
 }
 

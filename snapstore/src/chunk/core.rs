@@ -12,11 +12,8 @@
 //! tables. `pinned` comes before a layer's state; `live`, `contents`, `discarded` and `promised` are leaves.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-
-use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::content::Content;
 use super::layer::Layer;
@@ -26,6 +23,8 @@ use super::rows::{Key, LayerFile, LayerRow, Row};
 use super::snapshots::Control;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Condvar, Mutex, RwLock, thread};
 use crate::types::{EpochId, Ino};
 use crate::verify::Activity;
 
@@ -284,9 +283,9 @@ impl Core {
         while slot.load(Ordering::Acquire) != 0 {
             turns += 1;
             if turns < 100 {
-                std::thread::yield_now();
+                thread::yield_now();
             } else {
-                std::thread::sleep(Duration::from_micros(50));
+                thread::sleep(Duration::from_micros(50));
             }
         }
     }

@@ -22,7 +22,6 @@ use super::adopt::{self, marker, stop, strays, take, walk};
 use super::core::Core;
 use super::lock::StoreLock;
 use super::rows::{InodeRow, Key, KeyKind, Row};
-use super::snapshots::{json, snapshot_row};
 use super::tree::Lookup;
 use super::{OpenOptions, format, open};
 use crate::backend::Backend;
@@ -170,13 +169,9 @@ fn only_own(core: &Core) -> Result<()> {
 fn forget_history(core: &Arc<Core>) -> Result<()> {
     let heights: Vec<_> = {
         let mut c = core.control.lock();
-        let held = c.snapshots.iter_mut().filter(|(_, row)| row.held);
-        let rows = held
-            .map(|(&epoch, row)| {
-                row.held = false;
-                (snapshot_row(epoch), Some(json(row)))
-            })
-            .collect();
+        let held: Vec<_> = c.snapshots.iter().filter(|(_, row)| row.held).map(|(&epoch, _)| epoch).collect();
+        c.snapshots.values_mut().for_each(|row| row.held = false);
+        let rows = held.into_iter().filter_map(|epoch| c.stored(epoch)).collect();
         core.meta.apply_control(rows);
         c.visible.keys().copied().collect()
     };

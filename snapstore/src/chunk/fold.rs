@@ -16,7 +16,6 @@
 //! in place, where readers compare it with its hash. It is *lifted* first: what shows of it becomes the upper layer's.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use roaring::RoaringBitmap;
@@ -29,6 +28,8 @@ use super::space::cut;
 use super::sums::{Edit, GROUP, Group, ZEROS, for_each_chunk, group_key, hash_chunk};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::thread;
 use crate::types::{CHUNK_SIZE, Ino};
 
 /// What came of folding: the row of the result, and the file that is no longer needed.
@@ -290,7 +291,7 @@ fn copy_runs(
             at += len;
             copied += len;
             if copied >= STEP {
-                std::thread::sleep(since.elapsed().min(Duration::from_millis(50)));
+                thread::sleep(since.elapsed().min(Duration::from_millis(50)));
                 (since, copied) = (Instant::now(), 0);
             }
         }

@@ -14,15 +14,15 @@
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use roaring::RoaringBitmap;
 
 use super::rows::{LayerFile, LayerRow};
 use super::sums::Cached;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::types::{CHUNK_SIZE, EpochId, Ino};
 
 /// A layer in memory. There is one object per layer while anybody uses it.

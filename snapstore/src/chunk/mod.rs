@@ -16,6 +16,8 @@ mod format;
 #[doc(hidden)]
 pub mod fuzzing;
 mod head;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 mod layer;
 mod lineage;
 mod lock;

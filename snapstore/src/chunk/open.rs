@@ -13,11 +13,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{OFlag, open as open_path};
 use nix::sys::stat::Mode;
-use parking_lot::Mutex;
 
 use super::core::{Core, HeadInstance, HeadState};
 use super::database::guarded;
@@ -32,6 +30,8 @@ use super::worker::Workers;
 use super::{OpenOptions, Recovery, adopt, format};
 use crate::disk::{DatabaseFile, Disk, RealDisk};
 use crate::error::{Error, Result};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::types::{CHUNK_SIZE, EpochId, FileKind, Height, Ino, Timestamp};
 
 /// The metadata database's file in the store.

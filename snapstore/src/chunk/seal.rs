@@ -13,7 +13,7 @@ use super::core::Core;
 use super::layer::Layer;
 use super::lineage::Lineage;
 use super::rows::{Key, KeyKind, LayerFile, LayerRow, Row};
-use super::snapshots::{epoch_row, json, snapshot_row};
+use super::snapshots::{epoch_row, json};
 use super::space::{self, own_chunks};
 use super::sums::{GROUP, Group, for_each_chunk, group_key, hash_chunk};
 use crate::disk::DiskFile;
@@ -73,11 +73,7 @@ impl Core {
                 rows.push((epoch_row(child), Some(json(row))));
             }
         }
-        if let Some(snapshot) = c.snapshots.get(&epoch) {
-            let mut durable = snapshot.clone();
-            durable.durable = true;
-            rows.push((snapshot_row(epoch), Some(json(&durable))));
-        }
+        rows.extend(c.stored(epoch));
         // A deletion meanwhile must not be undone by these rows: they go in while `control` is held.
         self.meta.apply_control(rows);
         drop(c);

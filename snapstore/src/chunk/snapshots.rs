@@ -9,7 +9,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +18,7 @@ use super::meta::{Batch, ControlBatch};
 use super::preserve;
 use crate::backend::{Gate, HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport};
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::types::{EpochId, Height, Ino, Timestamp};
 
 /// So many epochs may wait for sealing before the next snapshot does.
@@ -73,6 +73,14 @@ impl Control {
     /// Whether an epoch is sealed, and the disk has it so. One that is gone was.
     pub(crate) fn is_sealed(&self, epoch: EpochId) -> bool {
         self.tree.get(epoch).is_none_or(|e| e.sealed) && !self.sealing.contains(&epoch)
+    }
+
+    /// A snapshot's row as the disk is to have it: durable from the commit on that seals its epoch, though who waits for
+    /// that is told when it is done.
+    pub(crate) fn stored(&self, epoch: EpochId) -> Option<(String, Option<Vec<u8>>)> {
+        let mut row = self.snapshots.get(&epoch)?.clone();
+        row.durable |= self.sealing.contains(&epoch);
+        Some((snapshot_row(epoch), Some(json(&row))))
     }
 
     /// Works out which snapshots the head's path has.
@@ -261,8 +269,7 @@ impl Core {
         row.held |= options.hold;
         row.hash = options.hash.clone().or(row.hash.take());
         row.labels.extend(options.labels.clone());
-        let row = (snapshot_row(epoch), Some(json(row)));
-        self.meta.apply_control(vec![row]);
+        self.meta.apply_control(c.stored(epoch).into_iter().collect());
         self.commit(false)
     }
 
@@ -305,8 +312,7 @@ impl Core {
         let epoch = c.find(HeightQuery::Exact(height))?;
         if let Some(row) = c.snapshots.get_mut(&epoch) {
             row.held = held;
-            let row = (snapshot_row(epoch), Some(json(row)));
-            self.meta.apply_control(vec![row]);
+            self.meta.apply_control(c.stored(epoch).into_iter().collect());
         }
         self.commit(false)?;
         c.info(epoch).ok_or(Error::NoSnapshots)

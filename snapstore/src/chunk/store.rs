@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::core::Core;
 use super::head::ChunkHead;
 use super::lineage::Lineage;
@@ -17,6 +15,7 @@ use crate::backend::{
 use crate::error::{Error, Result};
 use crate::merkle::Hash;
 use crate::progress::Progress;
+use crate::sync::Mutex;
 use crate::types::{EpochId, Height};
 use crate::verify::{Activity, ScrubResult, VerifyReport};
 

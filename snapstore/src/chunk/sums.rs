@@ -14,7 +14,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 
 use super::core::Core;
@@ -22,6 +21,7 @@ use super::rows::LayerFile;
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 pub(crate) use crate::merkle::{Hash as ChunkHash, ZEROS, chunk as hash_chunk};
+use crate::sync::Mutex;
 use crate::types::{CHUNK_SIZE, Ino};
 
 const CHUNK: usize = CHUNK_SIZE as usize;
@@ -181,9 +181,17 @@ impl Edit {
     }
 }
 
-/// Looks hashes up, and keeps the last few groups.
+/// Looks hashes up, and keeps the last few groups, until a fold may have changed some: it copies chunks into a file
+/// that a layer in use may go on standing for.
 #[derive(Default)]
-pub(crate) struct Cached(Mutex<Vec<([u8; 24], Arc<Group>)>>);
+pub(crate) struct Cached(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    /// [`Meta::rewrites`](super::meta::Meta::rewrites) before they were looked up.
+    rewrites: u64,
+    groups: Vec<([u8; 24], Arc<Group>)>,
+}
 
 impl Cached {
     const MOST: usize = 8;
@@ -198,6 +206,11 @@ impl Cached {
     ) -> Result<Option<ChunkHash>> {
         let key = group_key(ino, file, chunk / GROUP);
         let mut kept = self.0.lock();
+        let rewrites = core.meta.rewrites();
+        if kept.rewrites != rewrites {
+            *kept = Kept { rewrites, groups: Vec::new() };
+        }
+        let kept = &mut kept.groups;
         let group = match kept.iter().find(|(k, _)| *k == key) {
             Some((_, group)) => Arc::clone(group),
             None => {

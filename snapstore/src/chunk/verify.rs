@@ -19,7 +19,7 @@ use super::layer::scan_chunks;
 use super::lineage::Lineage;
 use super::rows::{DentryRow, InodeRow, Key, KeyKind, LayerRow, Row};
 use super::seal::Known;
-use super::snapshots::{json, snapshot_row};
+use super::snapshots::json;
 use super::tree::ViewTree;
 use crate::backend::HeightQuery;
 use crate::disk::DiskFile;
@@ -106,8 +106,7 @@ pub(crate) fn root_hash(core: &Arc<Core>, height: Height) -> Result<Hash> {
     let mut c = core.control.lock();
     if let Some(row) = c.snapshots.get_mut(&epoch) {
         row.root = Some(root);
-        let row = (snapshot_row(epoch), Some(json(row)));
-        core.meta.apply_control(vec![row]);
+        core.meta.apply_control(c.stored(epoch).into_iter().collect());
     }
     Ok(root)
 }

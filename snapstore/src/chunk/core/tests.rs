@@ -5,6 +5,8 @@ use std::sync::Arc;
 use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, Times};
 use crate::chunk::lineage::Lineage;
 use crate::chunk::rows::Key;
+use crate::chunk::snapshots::{SnapshotRow, snapshot_row};
+use crate::chunk::store::ChunkStore;
 use crate::chunk::{OpenOptions, create_empty, open};
 use crate::types::{FileKind, Height, Ino};
 
@@ -52,4 +54,68 @@ fn regression_a_layer_that_folding_has_just_replaced_tells_neither_size_nor_chun
     let (epoch, row) = core.meta.newest(&lineage, &Key::layer(ino)).unwrap().unwrap();
     let found = core.layer(ino, epoch, &row.unwrap()).unwrap();
     assert_eq!(found.state.read().size, 6 * 4096);
+}
+
+/// A store with three heights and a file; with the second deleted, its layer of the file is to be folded with the third's.
+fn three_heights(dir: &Path) -> (Arc<ChunkStore>, Ino) {
+    let path = dir.join("store");
+    create_empty(&path, Path::new("/data")).unwrap();
+    let (store, _) = open::open(&path, &OpenOptions { no_background: true }).unwrap();
+    let head = store.head();
+    let new =
+        NewInode { kind: FileKind::Regular, mode: 0o600, umask: 0, uid: 0, gid: 0, rdev: 0, target: b"" };
+    let ino = head.create(Ino::ROOT, OsStr::new("f"), &new).unwrap().ino;
+    let file = head.open_write(ino, Times::Touch).unwrap();
+    for (height, offset, len) in [(1, 0, 4 * 4096), (2, 4096, 2 * 4096), (3, 0, 4096)] {
+        file.write_at(&vec![height as u8; len], offset).unwrap();
+        store.snapshot(Height(height), &SnapshotOptions::default()).unwrap();
+        store.settle().unwrap();
+    }
+    (store, ino)
+}
+
+/// Between the commit of a fold and the moment when open files take their stacks anew, a write that completes a chunk
+/// from below does not fail because what was below has moved. (A program's write was answered with EIO.)
+#[test]
+fn regression_a_write_completes_a_chunk_from_what_was_just_folded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, ino) = three_heights(dir.path());
+    let core = &store.core;
+    let file = store.head().open_write(ino, Times::Touch).unwrap();
+    let layers = || core.load_stack(&core.head().lineage, ino).unwrap().len();
+    assert_eq!(layers(), 3);
+    store.delete(&[Height(2)], false).unwrap();
+    std::thread::scope(|scope| {
+        // Here the fold waits, committed, before it tells the open file.
+        let replacing = core.replacing.lock();
+        let reclaiming = scope.spawn(|| core.work_off().unwrap());
+        while layers() == 3 {
+            std::thread::yield_now();
+        }
+        file.write_at(&[7; 100], 50).unwrap();
+        drop(replacing);
+        reclaiming.join().unwrap();
+    });
+    let mut expected = [[3; 4096], [2; 4096], [2; 4096], [1; 4096]].concat();
+    expected[50..150].fill(7);
+    let mut found = vec![0; 4 * 4096];
+    file.read_at(&mut found, 0).unwrap();
+    assert!(found == expected);
+}
+
+/// A hold that comes while a snapshot's sealing is on its way to the disk does not write there that the snapshot is not
+/// durable. (After a power cut a snapshot that was called durable was gone.)
+#[test]
+fn regression_a_hold_during_sealing_leaves_a_snapshot_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = three_heights(dir.path());
+    let core = &store.core;
+    let epoch = store.snapshot(Height(4), &SnapshotOptions::default()).unwrap().epoch;
+    core.control.lock().sealing.insert(epoch);
+    store.set_held(Height(4), true).unwrap();
+    let rows = core.meta.control(&snapshot_row(epoch)).unwrap();
+    let row: SnapshotRow = serde_json::from_slice(&rows[0].1).unwrap();
+    assert!(row.held && row.durable, "{row:?}");
+    assert!(!core.control.lock().snapshots[&epoch].durable, "nobody is told yet");
+    core.control.lock().sealing.remove(&epoch);
 }

@@ -21,9 +21,7 @@ mod sums;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use redb::{ReadableDatabase, ReadableTable};
 
 use super::database::{
@@ -35,6 +33,8 @@ use super::rows::{Key, KeyKind, Row, split_epoch};
 use super::sums::Pending;
 use crate::disk::{DatabaseFile, Failure, Reserve};
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::types::{EpochId, Ino};
 
 pub(crate) use commit::{LayerCommit, Source};
@@ -105,6 +105,8 @@ pub(crate) struct Meta {
     /// What the database's file says: the database itself does not get to know of a failed write.
     storage: Failure,
     newest: newest::Newest,
+    /// How often rows of sealed epochs were written anew.
+    rewrites: AtomicU64,
     /// Space for commits on a full disk.
     pub reserve: Arc<Reserve>,
 }
@@ -156,6 +158,7 @@ impl Meta {
             pending_sums: Mutex::default(),
             storage,
             newest,
+            rewrites: AtomicU64::new(0),
             reserve,
         })
     }
@@ -455,7 +458,9 @@ impl Meta {
         committed.inspect_err(|e| self.fail(e))?;
         self.newest.committed(number);
         let view = Arc::new(ReadView::new(&db)?);
-        self.tables.write().view = view;
+        let mut tables = self.tables.write();
+        tables.view = view;
+        self.rewrites.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Hashes of chunks: those in the database, and those on their way there.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Meta;
 use crate::chunk::rows::LayerFile;
@@ -14,6 +15,11 @@ impl Meta {
         let mut pending = self.pending_sums.lock();
         pending.put(key, group);
         pending.is_full()
+    }
+
+    /// Another number: hashes that were looked up before are to be looked up anew. To be asked before looking.
+    pub(crate) fn rewrites(&self) -> u64 {
+        self.rewrites.load(Ordering::Acquire)
     }
 
     /// The hashes of a group; an empty one when there are none.

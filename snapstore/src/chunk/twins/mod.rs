@@ -48,7 +48,7 @@ fn env(name: &str) -> Option<u64> {
 }
 
 /// A new store, all of it on the disk.
-fn new_disk() -> Arc<MemDisk> {
+pub(super) fn new_disk() -> Arc<MemDisk> {
     let disk = MemDisk::new(Media::default());
     let door: Arc<dyn Disk> = Arc::<MemDisk>::clone(&disk);
     open::initialize(&door, open::root_row(0o755, 0, 0)).expect("a new store");
@@ -57,7 +57,7 @@ fn new_disk() -> Arc<MemDisk> {
 }
 
 /// Opens the store on a disk, recovering it if need be; without a background.
-fn open_store(disk: &Arc<MemDisk>) -> Result<(Store, Recovery)> {
+pub(super) fn open_store(disk: &Arc<MemDisk>) -> Result<(Store, Recovery)> {
     let disk: Arc<dyn Disk> = Arc::<MemDisk>::clone(disk);
     let (core, recovery) = open::open_on(disk, Path::new("twin"))?;
     let store = open::finish(core, None, &OpenOptions { no_background: true })?;
@@ -65,7 +65,7 @@ fn open_store(disk: &Arc<MemDisk>) -> Result<(Store, Recovery)> {
 }
 
 /// An open store. Dropping it is a crash: nothing is closed.
-struct Store(Arc<ChunkStore>);
+pub(super) struct Store(Arc<ChunkStore>);
 
 impl std::ops::Deref for Store {
     type Target = Arc<ChunkStore>;

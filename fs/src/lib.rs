@@ -26,6 +26,7 @@ mod mount;
 mod mounted;
 pub mod node;
 mod order;
+mod retain;
 mod status;
 mod switch;
 mod sys;

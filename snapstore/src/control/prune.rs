@@ -50,11 +50,13 @@ pub fn prune(
     }
     policy.check().map_err(usage)?;
     for _ in 0..ATTEMPTS {
-        // What the newest replaces goes only when the newest cannot be lost any more.
-        if let Some(newest) = backend.snapshots(false)?.last() {
+        // What the newest replaces goes only when the newest cannot be lost any more; younger ones do not count yet.
+        let newest = backend.snapshots(false)?.pop();
+        if let Some(newest) = &newest {
             backend.wait_durable(newest.epoch)?;
         }
-        let listed = backend.snapshots(false)?;
+        let mut listed = backend.snapshots(false)?;
+        listed.retain(|listed| newest.as_ref().is_some_and(|newest| listed.height <= newest.height));
         let (plan, unmet) = decide(backend, &listed, policy)?;
         let pruned: Vec<Pruned> = plan.gone.iter().map(|&(height, why)| Pruned { height, why }).collect();
         let heights: Vec<Height> = pruned.iter().map(|pruned| pruned.height).collect();

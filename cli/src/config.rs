@@ -7,6 +7,11 @@
 //! owner-snapshots = false      # let the owner of the data take snapshots by mkdir
 //! store = "/fast/disk/store"   # absolute
 //! backend = "auto"             # or "chunk"
+//!
+//! [retention]                  # the keys of snapstore::retention::Policy
+//! interval = 10
+//! capacity = 100
+//! algorithm = "fade"
 //! ```
 //!
 //! A key that is not known is an error: a typo must not be a silent default.
@@ -16,6 +21,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use snapstore::retention::Policy;
 
 use crate::failure::usage;
 
@@ -25,6 +31,8 @@ use crate::failure::usage;
 pub struct Config {
     /// What `tmfs mount` takes from it.
     pub mount: Mount,
+    /// `[retention]`: what is pruned after each snapshot.
+    pub retention: Policy,
 }
 
 /// `[mount]`
@@ -83,6 +91,7 @@ pub fn read(path: &Path) -> anyhow::Result<Config> {
 
 fn parse(text: &str) -> Result<Config, String> {
     let config: Config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    config.retention.check().map_err(|problem| format!("retention: {problem}"))?;
     match &config.mount.store {
         Some(store) if !store.is_absolute() => Err("mount.store must be an absolute path".into()),
         _ => Ok(config),
@@ -104,7 +113,24 @@ mod tests {
             store: Some("/s".into()),
             backend: Some(Backend::Chunk),
         };
-        assert_eq!(parse(text).unwrap(), Config { mount });
+        assert_eq!(parse(text).unwrap(), Config { mount, ..Config::default() });
+    }
+
+    #[test]
+    fn retention() {
+        let text =
+            "[retention]\ncapacity = 5\nkeep-within = '30d'\nmin-free = '5%'\nmax-history-bytes = 4096\n";
+        let policy = parse(text).unwrap().retention;
+        assert_eq!(
+            policy.to_string(),
+            "keeps what is within 30d of the newest; at most 5; history at most 4K; at least 5% free; the oldest go \
+             first"
+        );
+        for text in
+            ["capacity = 0", "capcity = 5", "min-free = 'all'", "algorithm = 'fade'", "keep-last = -1"]
+        {
+            assert!(parse(&format!("[retention]\n{text}")).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod mount;
 mod mounted;
 pub mod node;
 mod order;
+mod retain;
 mod status;
 mod switch;
 mod sys;

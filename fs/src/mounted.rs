@@ -25,6 +25,7 @@ use crate::inflight::InFlight;
 use crate::kernel::Kernel;
 use crate::mount::{Cache, MountOptions};
 use crate::node::{NodeId, Virtual};
+use crate::retain::Retaining;
 use crate::tree::{Caller, MountTree, Node, TreeOptions, height_of};
 
 /// So many barriers may see a change of names or sizes, before such changes are held back.
@@ -43,6 +44,7 @@ pub struct Mounted {
     pub(crate) in_flight: InFlight,
     /// The watchdog's thread ends when this goes.
     watching: Mutex<Option<Sender<()>>>,
+    pub(crate) retaining: Retaining,
     pub(crate) since: Timestamp,
     /// One verb at a time. Order: before the tree is entered; never taken on a thread that answers requests.
     pub(crate) verb: Mutex<()>,
@@ -86,6 +88,7 @@ impl Mounted {
             requests: Requests::default(),
             in_flight: InFlight::default(),
             watching: Mutex::new(None),
+            retaining: Retaining::default(),
             since: Timestamp::now(),
             verb: Mutex::new(()),
             kernel: Mutex::new(None),
@@ -154,6 +157,7 @@ impl Mounted {
     pub(crate) fn finish(&self) {
         let _one = self.verb.lock();
         *self.kernel.lock() = None;
+        self.retaining.end();
         *self.watching.lock() = None;
         self.tree.forget_nameless();
         let result = self.backend.close().map_err(Failure::from);
@@ -180,7 +184,10 @@ impl Mounted {
         height: snapstore::Height,
         options: &SnapshotOptions,
     ) -> std::result::Result<SnapshotInfo, NotCut> {
-        self.in_order("snapshot", Some(height), |gate| self.backend.cut(height, options, gate))
+        let cut = self.in_order("snapshot", Some(height), |gate| self.backend.cut(height, options, gate));
+        // One that failed too: there may be no space for it.
+        self.retaining.poke();
+        cut
     }
 
     /// The barrier, then what it is for. Nothing that `attempt` finds as a change of names or sizes is there without

@@ -9,6 +9,7 @@ impl Mounted {
     pub(crate) fn status(&self) -> Result<Status, Failure> {
         let located = Located { data_dir: self.options.data_dir.clone(), store: self.options.store.clone() };
         let (open_files, open_for_writing) = self.tree.handles.counts();
+        let base = verbs::status_base(&*self.backend, &located)?;
         Ok(Status {
             pid: Some(std::process::id()),
             mounted_since: Some(self.since),
@@ -21,7 +22,9 @@ impl Mounted {
             slow_requests: self.in_flight.slow(),
             memory_bytes: resident_bytes(),
             limits: self.limits(),
-            ..verbs::status_base(&*self.backend, &located)?
+            retention: self.retaining.words(),
+            last_error: base.last_error.clone().or_else(|| self.retaining.failed()),
+            ..base
         })
     }
 }

@@ -44,6 +44,8 @@ impl Verbs for Mounted {
                 let _one = self.verb.lock();
                 self.of_the_store(&request)
             }
+            // Takes the lock itself, for the deletion only.
+            Request::Prune { policy, dry_run } => self.prune(policy.as_ref(), *dry_run),
             Request::List
             | Request::Show { .. }
             | Request::Hold { .. }

@@ -18,6 +18,7 @@ pub mod merkle;
 pub mod mountinfo;
 pub mod procs;
 pub mod progress;
+pub mod retention;
 #[doc(hidden)]
 pub mod sync;
 mod sys;

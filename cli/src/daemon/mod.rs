@@ -38,6 +38,8 @@ pub struct Plan {
     pub show_heights: bool,
     /// Whether the owner of the data may take snapshots by `mkdir`.
     pub owner_snapshots: bool,
+    /// What is kept of the history; empty: all.
+    pub retention: snapstore::retention::Policy,
 }
 
 /// Opens the store, mounts it, and serves until it is unmounted. The log must have been set up, and no thread started.
@@ -76,6 +78,9 @@ pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
     };
     drop(backend);
     mounted.add_limits(limits);
+    if let Err(error) = mounted.retain(plan.retention.clone()) {
+        mounted.add_limits(vec![format!("nothing is pruned: no thread for it: {error}")]);
+    }
     let verbs: Arc<dyn Verbs> = mounted.clone();
     let server = match Server::bind(&store, verbs.clone()) {
         Ok(server) => server,

@@ -21,6 +21,9 @@ use crate::{output, sys};
 /// The hidden option of `tmfs mount` that makes it the daemon.
 pub const DAEMON_FLAG: &str = "daemon";
 
+/// The hidden option by which the daemon learns its retention policy.
+pub const RETENTION_OPTION: &str = "retention";
+
 /// Starts the daemon and waits for its word; gives its process. Notices are said on stderr.
 pub fn spawn(plan: &Plan, log: File) -> anyhow::Result<u32> {
     let (mut words, pipe) = std::io::pipe().context("cannot make a pipe")?;
@@ -31,6 +34,8 @@ pub fn spawn(plan: &Plan, log: File) -> anyhow::Result<u32> {
         command.arg("--cache").arg(cache.get_name());
         command.arg(format!("--show-heights={}", plan.show_heights));
         command.arg(format!("--owner-snapshots={}", plan.owner_snapshots));
+        let policy = serde_json::to_string(&plan.retention).context("cannot write the retention policy")?;
+        command.arg(format!("--{RETENTION_OPTION}={policy}"));
         command.arg(format!("--{DAEMON_FLAG}"));
         command.current_dir("/").stdin(Stdio::null()).stdout(pipe).stderr(log);
         command.spawn().context("cannot start the daemon")?

@@ -13,6 +13,7 @@ mod hold;
 mod list;
 mod man;
 mod mount;
+mod prune;
 mod release;
 mod rollback;
 mod show;
@@ -33,6 +34,7 @@ pub enum Verb {
     Show(show::Args),
     Rollback(rollback::Args),
     Delete(delete::Args),
+    Prune(prune::Args),
     Hold(hold::Args),
     Release(release::Args),
     Diff(diff::Args),
@@ -59,6 +61,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Show(args) => show::run(path, args),
         Verb::Rollback(args) => rollback::run(path, args),
         Verb::Delete(args) => delete::run(path, args),
+        Verb::Prune(args) => prune::run(path, args),
         Verb::Hold(args) => hold::run(path, args),
         Verb::Release(args) => release::run(path, args),
         Verb::Diff(args) => diff::run(path, args),

@@ -48,6 +48,9 @@ pub struct Args {
     /// Take options from this file; the command line wins
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The retention policy, from `tmfs mount` to its daemon
+    #[arg(long = spawn::RETENTION_OPTION, hide = true, value_name = "JSON", requires = "daemon")]
+    retention: Option<String>,
     /// Be the daemon that `tmfs mount` starts
     #[arg(long = spawn::DAEMON_FLAG, hide = true, requires = "store", conflicts_with = "foreground")]
     daemon: bool,
@@ -58,7 +61,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.daemon {
         return run_daemon(args);
     }
-    let config = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default().mount;
+    let config = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
+    let (config, retention) = (config.mount, config.retention);
     let store = args.store.as_deref().map(absolute_store).transpose()?.or(config.store);
     chunk::put_back(&args.dir, store.as_deref())?;
     let data_dir = target::existing(&args.dir)?;
@@ -70,6 +74,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         cache: args.cache.or(config.cache).unwrap_or(Cache::Writeback),
         show_heights: args.show_heights.or(config.show_heights).unwrap_or(false),
         owner_snapshots: args.owner_snapshots.or(config.owner_snapshots).unwrap_or(false),
+        retention,
     };
     let log =
         log::open(&plan.store).with_context(|| format!("cannot open the log in {}", plan.store.display()))?;
@@ -93,6 +98,10 @@ fn run_daemon(args: Args) -> anyhow::Result<()> {
         cache: args.cache.unwrap_or(Cache::Writeback),
         show_heights: args.show_heights.unwrap_or(false),
         owner_snapshots: args.owner_snapshots.unwrap_or(false),
+        retention: match args.retention {
+            Some(policy) => serde_json::from_str(&policy).map_err(|error| usage(error.to_string()))?,
+            None => Default::default(),
+        },
     };
     let mut ready = Ready::Parent;
     daemon::serve(&plan, &mut ready).map_err(|error| {

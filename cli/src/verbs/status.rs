@@ -74,6 +74,9 @@ fn describe(out: &mut dyn Write, status: &Status, now: Timestamp) -> io::Result<
     if let Some(follower) = &status.follower {
         line("follows", format::text(follower))?;
     }
+    if let Some(retention) = &status.retention {
+        line("retention", retention.clone())?;
+    }
     if status.pid.is_some() {
         line("open files", format!("{}, {} for writing", status.open_files, status.open_for_writing))?;
     }
@@ -136,6 +139,7 @@ mod tests {
             usage: Usage::default(),
             cache: None,
             follower: None,
+            retention: None,
             open_files: 0,
             open_for_writing: 0,
             requests: Default::default(),

@@ -13,11 +13,15 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{DeleteReport, HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport, Usage};
 use crate::diff::Change;
 use crate::error::Error;
+use crate::retention::Policy;
 use crate::types::Height;
 use crate::verify::{Activity, ScrubResult, VerifyReport};
 
+use prune::PruneReport;
+
 pub mod client;
 pub mod offline;
+pub mod prune;
 pub mod server;
 mod sys;
 pub mod verbs;
@@ -90,6 +94,12 @@ pub enum Request {
         selection: Selection,
         dry_run: bool,
     },
+    /// Delete what a retention policy does not keep: this one, or the mount's own.
+    Prune {
+        #[serde(default)]
+        policy: Option<Policy>,
+        dry_run: bool,
+    },
     Hold {
         height: Height,
     },
@@ -123,6 +133,7 @@ pub enum Reply {
     List(Vec<SnapshotInfo>),
     Switched(SwitchReport),
     Deleted(DeleteReport),
+    Pruned(PruneReport),
     Diff(Vec<Change>),
     Verified(VerifyReport),
     Done,
@@ -164,6 +175,9 @@ pub struct Status {
     pub cache: Option<String>,
     /// What follows the chain's height, if anything does.
     pub follower: Option<String>,
+    /// The retention policy in words, when mounted with one.
+    #[serde(default)]
+    pub retention: Option<String>,
     /// Open file handles, when mounted.
     pub open_files: u64,
     /// Of those, open for writing.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::{Failure, FailureKind, Reply, Request, Verbs, verbs};
 use crate::backend::Backend;
 use crate::error::Result;
@@ -58,6 +60,10 @@ impl Verbs for Offline {
         if request == Request::Unmount {
             let message = format!("{}: not mounted", self.located.data_dir.display());
             return Err(Failure { kind: FailureKind::Failed, message });
+        }
+        if let Request::Prune { policy, dry_run } = &request {
+            let policy = policy.as_ref().ok_or_else(verbs::no_policy)?;
+            return super::prune::prune(&*self.backend, policy, *dry_run, &Mutex::new(())).map(Reply::Pruned);
         }
         match verbs::answer(&*self.backend, &request, &*self.progress) {
             Some(answer) => answer,

@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::types::{Height, Timestamp};
 
 /// Answers a request that needs nothing but the backend: list, show, delete, hold, release, diff, settle. `None` for
-/// the others (status, snapshot, rollback and its undoing, unmount).
+/// the others (status, snapshot, rollback and its undoing, prune, unmount).
 ///
 /// Before a diff that looks at the live head, a mount must have made the kernel write its dirty pages.
 pub fn answer(
@@ -38,6 +38,7 @@ pub fn answer(
         | Request::Snapshot { .. }
         | Request::Rollback { .. }
         | Request::UndoRollback { .. }
+        | Request::Prune { .. }
         | Request::Unmount => return None,
     };
     Some(result.map_err(Failure::from))
@@ -62,6 +63,7 @@ pub fn status_base(backend: &dyn Backend, located: &Located) -> Result<Status> {
         usage: backend.usage()?,
         cache: None,
         follower: None,
+        retention: None,
         open_files: 0,
         open_for_writing: 0,
         requests: Default::default(),
@@ -90,6 +92,13 @@ pub fn durable(backend: &dyn Backend, taken: SnapshotInfo) -> Result<SnapshotInf
         Ok(now) if now.epoch == taken.epoch => Ok(now),
         _ => Ok(SnapshotInfo { durable: true, ..taken }),
     }
+}
+
+/// What to say when there is no policy to prune by.
+pub fn no_policy() -> Failure {
+    let message =
+        "no retention policy: give one by options, or mount with a configuration that has [retention]";
+    Failure { kind: FailureKind::Usage, message: message.to_owned() }
 }
 
 fn delete(backend: &dyn Backend, selection: &Selection, dry_run: bool) -> Result<Reply, Failure> {

@@ -4,7 +4,7 @@
 //! they are those of shuttle, which runs all threads of a test on one and decides at each use who goes on; see
 //! `scripts/interleavings`. Nothing here works outside of such a test then.
 //!
-//! What the disk and its twin use below ([`crate::disk`]) stays with the ordinary locks in both: the database calls
+//! What the disk and its twin use below (`crate::disk`) stays with the ordinary locks in both: the database calls
 //! them with locks of its own held, and nobody may be exchanged then.
 //!
 //! The model has no time: a wait with a time limit never reaches it, so that a wake-up that is lost is found as a

@@ -55,7 +55,7 @@ pub struct Args {
     /// Prune until so much of the disk is free: a size, or a share as 5%
     #[arg(long, value_name = "SIZE")]
     min_free: Option<Free>,
-    /// Take [retention] from this file; the command line wins
+    /// Take `[retention]` from this file; the command line wins
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Only say what it would delete, and what that would free

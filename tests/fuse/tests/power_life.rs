@@ -110,6 +110,13 @@ fn ejecting(below: Below, count: u64) {
     drop(machine);
     let plain = std::cell::Cell::new(0);
     cuts(below, &image, &["eject", "--yes"], count, |mount, what| {
+        // Plain from the exchange on: what is left to do then is to remove the store, whose layers are the files'
+        // second names.
+        let marked = mount.dir.join(MARKER).exists();
+        if !marked && mount.dir.with_file_name(".data.tmfs").exists() {
+            let mut command = std::process::Command::new(program::tmfs());
+            program::run(command.arg("eject").arg(&mount.dir).arg("--yes")).ok();
+        }
         let was_plain = shown(mount, &wanted, what);
         plain.set(plain.get() + u64::from(was_plain));
         let heights = mount.heights();

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 
 use super::core::Core;
-use super::layer::scan_chunks;
+use super::layer::{is_cut, scan_chunks};
 use super::rows::{Key, LayerRow, Row};
 use super::sums::{GROUP, Group, ZEROS, for_each_chunk, group_key, hash_chunk};
 use crate::error::{Error, Result};
@@ -108,7 +108,9 @@ impl Shared {
             None => scan_chunks(&*file, row.size).map_err(Error::io("map", &path))?,
         };
         // Once for a layer.
-        let mut right = part.chunks.start > 0 || holes_fit(core, ino, &row, &chunks)?;
+        let mut right = part.chunks.start > 0
+            || (holes_fit(core, ino, &row, &chunks)?
+                && !is_cut(&row, &*file, u64::MAX).map_err(Error::io("stat", &path))?);
         chunks.remove_range(..part.chunks.start.min(u64::from(u32::MAX)) as u32);
         // What a layer has got by a fold since it was listed was compared when it was copied.
         if let Ok(end) = u32::try_from(part.chunks.end) {

@@ -22,7 +22,7 @@ use roaring::RoaringBitmap;
 
 use super::checked::damaged;
 use super::core::Core;
-use super::layer::{runs, scan_chunks};
+use super::layer::{is_cut, runs, scan_chunks};
 use super::rows::{LayerFile, LayerRow};
 use super::space::cut;
 use super::sums::{Edit, GROUP, Group, ZEROS, for_each_chunk, group_key, hash_chunk};
@@ -48,6 +48,12 @@ pub(crate) fn fold(core: &Core, ino: Ino, lower: &LayerRow, upper: &LayerRow) ->
     };
     let below = open(core, ino, lower.file)?;
     let above = open(core, ino, upper.file)?;
+    for (row, file, limit) in [(lower, &below, upper.limit), (upper, &above, u64::MAX)] {
+        if is_cut(row, &**file, limit).map_err(io("stat", ino, row.file))? {
+            let end = file.stat().map_err(io("stat", ino, row.file))?.size;
+            return Err(damaged(ino, row.file, (end / CHUNK_SIZE) as u32));
+        }
+    }
     let lower_own = match &lower.chunks {
         Some(chunks) => chunks.clone(),
         None => {

@@ -21,7 +21,7 @@ use super::rows::{LayerFile, LayerRow};
 use super::sums::Cached;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
-use crate::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
 use crate::types::{CHUNK_SIZE, EpochId, Ino};
 
@@ -49,6 +49,8 @@ pub(crate) struct Layer {
     syncing: Mutex<()>,
     /// The errno with which a sync failed, or 0: what was written may be lost, and no later sync can tell.
     failed: AtomicI32,
+    /// Where the file ends, though the row knows of more, and there are no hashes to tell. Else [`u64::MAX`].
+    ends: AtomicU64,
     /// The hashes of chunks that were looked at last.
     pub sums: Cached,
 }
@@ -178,6 +180,7 @@ impl Layer {
             in_memtable: AtomicBool::new(false),
             syncing: Mutex::new(()),
             failed: AtomicI32::new(0),
+            ends: AtomicU64::new(u64::MAX),
             sums: Cached::default(),
         }
     }
@@ -229,8 +232,20 @@ impl Layer {
             return Ok(Arc::clone(file));
         }
         let file = disk.open(&state.file.path(self.ino)).map_err(|e| self.io("open", e))?;
+        if state.sealed && !state.summed {
+            let end = file.stat().map_err(|e| self.io("stat", e))?.size;
+            self.ends.store(if end < state.size { end } else { u64::MAX }, Ordering::Release);
+        }
         *slot = Some(Arc::clone(&file));
         Ok(file)
+    }
+
+    /// The first chunk at or after `chunk` that the file has lost: it was cut, and has no hashes that would tell.
+    /// The file has been opened.
+    pub(crate) fn lost(&self, chunk: u64) -> Option<u64> {
+        let ends = self.ends.load(Ordering::Acquire);
+        let lost = chunk.max(ends / CHUNK_SIZE);
+        (ends < u64::MAX && lost * CHUNK_SIZE < self.state.read().size).then_some(lost)
     }
 
     /// Closes the file; it is opened again when needed.
@@ -321,6 +336,11 @@ impl Layer {
             source,
         }
     }
+}
+
+/// Whether a layer that has no hashes lacks a part of its file of which something shows, below `limit`.
+pub(crate) fn is_cut(row: &LayerRow, file: &dyn DiskFile, limit: u64) -> io::Result<bool> {
+    Ok(!row.summed && file.stat()?.size < row.size.min(limit))
 }
 
 /// A bitmap's runs: first chunk, number of chunks.

@@ -209,6 +209,11 @@ pub(crate) fn close(core: &Arc<Core>) -> Result<()> {
         failed = failed.or(core.sync_layer(&layer).err());
     }
     core.commit(failed.is_none())?;
+    core.closing.store(true, Ordering::Release);
+    if failed.is_none() && core.meta.head_touched() {
+        // Frozen without a name, what the head has written gets its hashes: damage shows at the next mount.
+        core.begin(&mut core.control.lock(), None, None, Vec::new(), Vec::new());
+    }
     let frozen: Vec<EpochId> = {
         let c = core.control.lock();
         let head = core.head().epoch;
@@ -217,7 +222,6 @@ pub(crate) fn close(core: &Arc<Core>) -> Result<()> {
     for epoch in frozen {
         failed = failed.or(core.wait_sealed(epoch).err());
     }
-    core.closing.store(true, Ordering::Release);
     failed = failed.or(core.sync_unsealed().err());
     if let Some(error) = failed {
         // What failed first is what the caller is to know.

@@ -32,6 +32,9 @@ pub(crate) enum Known {
 /// With more layers than this to sync, the whole file system is synced once first.
 const MANY: usize = 64;
 
+/// So many chunks of what has no name are hashed when the store is closed (8 GiB).
+const HASHED_AT_CLOSE: u64 = if cfg!(test) { 64 } else { 1 << 21 };
+
 impl Core {
     /// Seals a frozen epoch that has no operation in it any more.
     pub(crate) fn seal(&self, epoch: EpochId) -> Result<()> {
@@ -51,10 +54,11 @@ impl Core {
             self.disk.sync_all().map_err(Error::io("sync", "the store's file system"))?;
         }
         let mut grown: i64 = 0;
+        let mut hashable = self.hashable(epoch);
         for layer in &layers {
             self.sync_layer(layer)?;
-            self.sum_layer(layer)?;
-            grown += self.seal_layer(layer, &lineage)?;
+            let summed = self.sum_layer(layer, &mut hashable)?;
+            grown += self.seal_layer(layer, &lineage, summed)?;
         }
         grown -= self.gone_chunks(epoch, parent)?;
         let mut c = self.control.lock();
@@ -107,12 +111,23 @@ impl Core {
         Ok(layers)
     }
 
-    /// Hashes what one layer has: the hashes are in the commit that says that it is final, or in one before.
-    fn sum_layer(&self, layer: &Layer) -> Result<()> {
-        let Some(file) = layer.existing(&*self.disk)? else { return Ok(()) };
+    /// How many chunks of an epoch are to be hashed: all of a snapshot's. What the head has written since may be
+    /// anything up to the whole of a chain, and who closes the store waits: the scrub hashes the rest.
+    fn hashable(&self, epoch: EpochId) -> u64 {
+        let named = self.control.lock().snapshots.contains_key(&epoch);
+        if named || !self.closing.load(Ordering::Acquire) { u64::MAX } else { HASHED_AT_CLOSE }
+    }
+
+    /// Hashes what one layer has: the hashes are in the commit that says that it is final, or in one before. False when
+    /// it has more than what is left of `hashable`.
+    fn sum_layer(&self, layer: &Layer, hashable: &mut u64) -> Result<bool> {
+        let Some(file) = layer.existing(&*self.disk)? else { return Ok(true) };
         let chunks = own_chunks(self, layer)?;
+        let Some(left) = hashable.checked_sub(chunks.len()) else { return Ok(false) };
+        *hashable = left;
         let name = layer.state.read().file;
-        self.sum_file(layer.ino, name, &*file, &chunks, Known::Replace)
+        self.sum_file(layer.ino, name, &*file, &chunks, Known::Replace)?;
+        Ok(true)
     }
 
     /// Hashes chunks of a layer's file.
@@ -161,7 +176,7 @@ impl Core {
     }
 
     /// Makes one layer final. Returns by how many chunks the epoch's tree has more data than the one before.
-    fn seal_layer(&self, layer: &Arc<Layer>, lineage: &Lineage) -> Result<i64> {
+    fn seal_layer(&self, layer: &Arc<Layer>, lineage: &Lineage, summed: bool) -> Result<i64> {
         let visible =
             self.with_stack(lineage, layer.ino, |stack| Ok(space::visible_chunks(self, stack)?.len()))?;
         // Not the next layer of the stack: one that hides everything is alone in it.
@@ -175,7 +190,7 @@ impl Core {
             state.blocks = blocks;
             state.visible = visible;
             state.sealed = true;
-            state.summed = true;
+            state.summed = summed;
             if let Some(chunks) = &mut state.chunks {
                 chunks.optimize();
             }
@@ -231,7 +246,42 @@ mod tests {
 
     use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, Times};
     use crate::chunk::{OpenOptions, create_empty, open};
+    use crate::progress::Silent;
     use crate::types::{FileKind, Height, Ino};
+
+    /// What is too much to be hashed while somebody waits for the close is left to the scrub.
+    #[test]
+    fn the_scrub_hashes_what_closing_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        create_empty(&path, Path::new("/data")).unwrap();
+        let options = OpenOptions { no_background: true };
+        let (store, _) = open::open(&path, &options).unwrap();
+        let head = store.head();
+        let new =
+            NewInode { kind: FileKind::Regular, mode: 0o600, umask: 0, uid: 0, gid: 0, rdev: 0, target: b"" };
+        let mut inodes = Vec::new();
+        for name in ["a", "b", "c"] {
+            let ino = head.create(Ino::ROOT, OsStr::new(name), &new).unwrap().ino;
+            head.open_write(ino, Times::Touch).unwrap().write_at(&[3; 30 * 4096], 0).unwrap();
+            inodes.push(ino);
+        }
+        drop(head);
+        store.close().unwrap();
+        drop(store);
+        let (store, recovery) = open::open(&path, &options).unwrap();
+        assert!(recovery.clean);
+        let report = store.verify(None, &Silent).unwrap();
+        assert_eq!((report.bytes, report.unhashed_bytes), (60 * 4096, 30 * 4096));
+        store.core.scrub(&Silent).unwrap();
+        let report = store.verify(None, &Silent).unwrap();
+        assert_eq!((report.bytes, report.unhashed_bytes, report.damaged.len()), (90 * 4096, 0, 0));
+        for ino in inodes {
+            let mut found = vec![0; 30 * 4096];
+            store.head().open(ino).unwrap().read_at(&mut found, 0).unwrap();
+            assert!(found.iter().all(|&byte| byte == 3));
+        }
+    }
 
     /// A crash in the middle of sealing: one layer's row says sealed already, the epoch's does not.
     #[test]
@@ -255,7 +305,7 @@ mod tests {
         let lineage = super::Lineage::new(&store.core.control.lock().tree, epoch);
         for layer in store.core.layers_of(epoch).unwrap() {
             store.core.sync_layer(&layer).unwrap();
-            store.core.seal_layer(&layer, &lineage).unwrap();
+            store.core.seal_layer(&layer, &lineage, true).unwrap();
         }
         // Somebody else's commit takes the row along.
         head.sync_names().unwrap();

@@ -2,7 +2,8 @@
 //!
 //! A layer that is everything its file holds has no map: the file's holes say where there is nothing. Once it is sealed
 //! its hashes have a say too. A chunk with a hash is data, though the file may have lost it: were it called a hole, a
-//! program that looks for data before it reads (`cp`, `tar -S`) would take zeros for what was there.
+//! program that looks for data before it reads (`cp`, `tar -S`) would take zeros for what was there. So is what lies
+//! behind the end of a file that was cut.
 
 use std::sync::Arc;
 
@@ -47,7 +48,11 @@ fn layer_data(core: &Core, layer: &Layer, at: u64, chunk: u64) -> Result<(Option
         None => match layer.existing(&*core.disk)? {
             Some(file) => match file.seek_data(at).map_err(|e| layer.io("seek", e))? {
                 Some(found) if found == at => Some(at),
-                found => [found, next_hashed(core, layer, chunk)?.map(place)].into_iter().flatten().min(),
+                found => {
+                    let lost = layer.lost(chunk).map(|lost| lost as u32);
+                    let known = [next_hashed(core, layer, chunk)?, lost].into_iter().flatten().min();
+                    [found, known.map(place)].into_iter().flatten().min()
+                }
             },
             None => None,
         },
@@ -67,9 +72,10 @@ fn next_hashed(core: &Core, layer: &Layer, chunk: u64) -> Result<Option<u32>> {
     core.meta.next_data_sum(layer.ino, name, chunk as u32)
 }
 
-/// Whether a chunk of a sealed layer has a hash that says that it is not zeros.
-fn is_hashed(core: &Core, layer: &Layer, chunk: u64) -> Result<bool> {
-    Ok(known(core, layer, chunk as u32)?.is_some_and(|hash| hash != ZEROS))
+/// Whether a chunk of a sealed layer is more than zeros, whatever its file has of it.
+fn is_known(core: &Core, layer: &Layer, chunk: u64) -> Result<bool> {
+    let hashed = known(core, layer, chunk as u32)?.is_some_and(|hash| hash != ZEROS);
+    Ok(hashed || layer.lost(chunk) == Some(chunk))
 }
 
 fn shows_data(core: &Core, stack: &[Arc<Layer>], at: u64) -> Result<bool> {
@@ -82,7 +88,7 @@ fn shows_data(core: &Core, stack: &[Arc<Layer>], at: u64) -> Result<bool> {
     match layer.existing(&*core.disk)? {
         Some(file) => {
             let data = file.seek_data(at).map_err(|e| layer.io("seek", e))?;
-            Ok(data == Some(at) || is_hashed(core, layer, at / CHUNK_SIZE)?)
+            Ok(data == Some(at) || is_known(core, layer, at / CHUNK_SIZE)?)
         }
         None => Ok(false),
     }
@@ -100,7 +106,7 @@ pub(super) fn next_hole(core: &Core, stack: &[Arc<Layer>], mut at: u64, size: u6
             if hole >= size {
                 break;
             }
-            if !is_hashed(core, only, hole / CHUNK_SIZE)? {
+            if !is_known(core, only, hole / CHUNK_SIZE)? {
                 return Ok(Some(hole));
             }
             at = (hole / CHUNK_SIZE + 1) * CHUNK_SIZE;

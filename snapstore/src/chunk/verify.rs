@@ -15,7 +15,7 @@ use roaring::RoaringBitmap;
 use super::compare::{compare, push_parts};
 use super::core::Core;
 use super::head::ChunkHead;
-use super::layer::scan_chunks;
+use super::layer::{is_cut, scan_chunks};
 use super::lineage::Lineage;
 use super::rows::{DentryRow, InodeRow, Key, KeyKind, LayerRow, Row};
 use super::seal::Known;
@@ -207,6 +207,10 @@ impl Core {
             if row.size > 0 {
                 let path = row.file.path(ino);
                 let file = self.disk.open(&path).map_err(Error::io("open", &path))?;
+                if is_cut(&row, &*file, u64::MAX).map_err(Error::io("stat", &path))? {
+                    // Zeros would get a hash.
+                    continue;
+                }
                 let chunks = match &row.chunks {
                     Some(chunks) => chunks.clone(),
                     None => scan_chunks(&*file, row.size).map_err(Error::io("map", &path))?,

@@ -174,6 +174,8 @@ impl Runner {
         self.views.clear();
         self.replace_store(None);
         self.model = self.model.named();
+        // Closing froze what the head had changed, so that what it hides from now on is the next epoch's garbage.
+        self.waits = true;
         // A crash may have taken hidden ones without our knowing.
         let known = self.left.iter().filter(|l| l.state.is_some()).flat_map(|l| &l.path);
         for epoch in self.path.iter().chain(known) {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use tmfs_tests::mount::Mount;
 use tmfs_tests::rng::Rng;
-use tmfs_tests::{by_ring, roothash, sample};
+use tmfs_tests::{by_ring, program, roothash, sample};
 
 fn root(mount: &Mount, height: u64) -> String {
     mount.json(&["show", &height.to_string()])["root"].as_str().expect("a root hash").to_owned()
@@ -316,4 +316,101 @@ fn verifying_while_everything_changes_finds_no_damage() {
     });
     mount.wait_reclaimed();
     verify(&mount, None, 0);
+}
+
+/// What the head has written since its last snapshot gets its hashes when the store is closed.
+/// Proves P18.
+#[test]
+fn damage_to_what_the_head_wrote_before_a_clean_close_is_found() {
+    let mount = Mount::empty();
+    let data: Vec<u8> = (0..40 * 4096).map(|n| (n / 4096) as u8 + 1).collect();
+    fs::write(mount.live("plain"), &data).unwrap();
+    fs::write(mount.live("layered"), &data).unwrap();
+    mount.snapshot(1);
+    fs::write(mount.live("new"), &data).unwrap();
+    let layered = fs::File::options().write(true).open(mount.live("layered")).unwrap();
+    layered.write_all_at(&[99; 2 * 4096], 7 * 4096).unwrap();
+    drop(layered);
+    let newest: Vec<PathBuf> =
+        ["new", "layered"].iter().map(|name| layers(&mount, name).pop().unwrap()).collect();
+    mount.unmount();
+    flip(&newest[0], 3 * 4096 + 17);
+    flip(&newest[1], 8 * 4096);
+    mount.mount();
+    let report = verify(&mount, None, 6);
+    let found: Vec<_> = report["damaged"].as_array().unwrap().iter().collect();
+    let places: Vec<_> =
+        found.iter().map(|one| (one["path"].as_str().unwrap(), one["offset"].as_u64())).collect();
+    assert_eq!(places, [("layered", Some(8 * 4096)), ("new", Some(3 * 4096))], "{report}");
+    for (name, chunk) in [("new", 3), ("layered", 8)] {
+        let file = fs::File::open(mount.live(name)).unwrap();
+        let mut bytes = [0; 4096];
+        assert_eq!(
+            file.read_exact_at(&mut bytes, chunk * 4096).unwrap_err().raw_os_error(),
+            Some(5),
+            "{name}"
+        );
+        file.read_exact_at(&mut bytes, (chunk - 1) * 4096).unwrap();
+    }
+    // Written anew, it is whole again.
+    let new = fs::File::options().write(true).open(mount.live("new")).unwrap();
+    new.write_all_at(&data[3 * 4096..4 * 4096], 3 * 4096).unwrap();
+    drop(new);
+    assert!(fs::read(mount.live("new")).unwrap() == data);
+    // And nobody takes what changed before the close for the height that there is.
+    let refused = mount.tmfs(&["snapshot", "1"]).fails(1);
+    assert!(refused.to_string().contains("height 1"), "{refused}");
+}
+
+/// A file that was adopted has no hashes yet. That it was cut shows all the same.
+/// Proves P18.
+#[test]
+fn an_adopted_file_that_was_cut_is_found() {
+    let data: Vec<u8> = (0..10 * 4096 + 100).map(|n| (n / 4096) as u8 + 1).collect();
+    let mount = Mount::adopting(|dir| {
+        ["a", "b", "c"].iter().for_each(|name| fs::write(dir.join(name), &data).unwrap());
+    });
+    mount.snapshot(1);
+    // One whose rest is seen through a newer layer, one that is cut in a chunk, one that lost everything.
+    let b = fs::File::options().write(true).open(mount.live("b")).unwrap();
+    b.write_all_at(&[77; 4096], 9 * 4096).unwrap();
+    drop(b);
+    mount.snapshot(2);
+    let files: Vec<PathBuf> = ["a", "b", "c"].iter().map(|name| layers(&mount, name).remove(0)).collect();
+    mount.unmount();
+    for (file, end) in files.iter().zip([4 * 4096 + 10, 8 * 4096, 0]) {
+        fs::File::options().write(true).open(file).unwrap().set_len(end).unwrap();
+    }
+    mount.mount();
+    for (name, fine) in [("a", 4), ("b", 8), ("c", 0)] {
+        for tree in [mount.live(name), mount.view(1).join(name), mount.view(2).join(name)] {
+            let file = fs::File::open(&tree).unwrap();
+            let mut bytes = [0; 4096];
+            for chunk in 0..10 {
+                let read = file.read_exact_at(&mut bytes, chunk * 4096);
+                let newer = name == "b" && chunk == 9 && !tree.starts_with(mount.view(1));
+                match chunk < fine || newer {
+                    true => {
+                        assert_eq!(bytes[0], if newer { 77 } else { chunk as u8 + 1 }, "{}", tree.display())
+                    }
+                    false => {
+                        assert_eq!(read.unwrap_err().raw_os_error(), Some(5), "{} {chunk}", tree.display())
+                    }
+                }
+            }
+            let copied =
+                Command::new("cp").arg(&tree).arg(mount.store.with_extension("copy")).output().unwrap();
+            assert!(!copied.status.success(), "zeros in place of {}", tree.display());
+        }
+    }
+    let report = verify(&mount, None, 6);
+    let named: std::collections::BTreeSet<&str> =
+        report["damaged"].as_array().unwrap().iter().map(|one| one["path"].as_str().unwrap()).collect();
+    assert_eq!(named.into_iter().collect::<Vec<_>>(), ["a", "b", "c"], "{report}");
+    // Folding does not make zeros of it.
+    mount.ok(&["delete", "1"]);
+    verify(&mount, None, 6);
+    assert!(fs::read(mount.live("b")).is_err());
+    mount.unmount();
+    program::run(Command::new(program::tmfs()).arg("eject").arg(&mount.dir).arg("--yes")).fails(6);
 }

@@ -19,6 +19,7 @@ use crate::chunk::adopt::journal::RootAttrs;
 use crate::chunk::adopt::stop;
 use crate::chunk::adopt::take::is_root;
 use crate::chunk::adopt::walk::{Cursor, exists, set_times};
+use crate::chunk::checked::damaged;
 use crate::chunk::core::{Core, Scope};
 use crate::chunk::rows::InodeRow;
 use crate::chunk::tree::Lookup;
@@ -134,6 +135,10 @@ impl Build<'_> {
         };
         if size == 0 {
             return Ok(false);
+        }
+        only.existing(&*self.core.disk)?;
+        if let Some(lost) = only.lost(0) {
+            return Err(damaged(ino, file, lost as u32));
         }
         let path = file.path(ino);
         self.exact(&path, size, chunks.as_ref()).map_err(Error::io("prepare", &path))?;

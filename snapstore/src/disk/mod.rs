@@ -38,7 +38,7 @@ pub(crate) trait Disk: Send + Sync {
     fn stat_fs(&self) -> io::Result<crate::types::StatFs>;
 }
 
-/// What [`Disk::stat`] and [`DiskFile::stat`] tell.
+/// What [`Disk::stat`] tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct DiskStat {
     /// Length in bytes.
@@ -49,6 +49,15 @@ pub(crate) struct DiskStat {
     pub mtime: crate::types::Timestamp,
 }
 
+/// What [`DiskFile::stat`] tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FileSpace {
+    /// Length in bytes.
+    pub size: u64,
+    /// Space in units of 512 bytes.
+    pub blocks: u64,
+}
+
 /// An open file of a [`Disk`]. Dropping it closes it.
 pub(crate) trait DiskFile: Send + Sync {
     /// Fills `buf`; returns fewer bytes only where the file ends.
@@ -57,8 +66,10 @@ pub(crate) trait DiskFile: Send + Sync {
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
     /// Sets the length; grows with a hole.
     fn set_len(&self, size: u64) -> io::Result<()>;
-    /// Size, space and time.
-    fn stat(&self) -> io::Result<DiskStat>;
+    /// Size and space. Not its times: a time that somebody has seen makes the kernel take the next one from the fine
+    /// clock, and from then on the times of all files on all file systems, so that FUSE has new times to send at each
+    /// fsync (Linux 6.13, `ktime_get_coarse_real_ts64_mg`).
+    fn stat(&self) -> io::Result<FileSpace>;
     /// Makes content and length durable.
     fn sync_data(&self) -> io::Result<()>;
     /// Starts writing dirty pages back without waiting.

@@ -5,14 +5,14 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use nix::fcntl::{AtFlags, FallocateFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use nix::unistd::Whence;
 
-use super::{Disk, DiskFile, DiskStat};
+use super::{Disk, DiskFile, DiskStat, FileSpace};
 use crate::types::{StatFs, Timestamp};
 
 /// A [`Disk`] on a directory of the machine.
@@ -158,13 +158,9 @@ impl DiskFile for RealFile {
         self.0.set_len(size)
     }
 
-    fn stat(&self) -> io::Result<DiskStat> {
-        let m = self.0.metadata()?;
-        Ok(DiskStat {
-            size: m.len(),
-            blocks: m.blocks(),
-            mtime: Timestamp { secs: m.mtime(), nanos: m.mtime_nsec() as u32 },
-        })
+    fn stat(&self) -> io::Result<FileSpace> {
+        let (size, blocks) = crate::sys::space_of(self.0.as_fd())?;
+        Ok(FileSpace { size, blocks })
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! `statx`: what `stat` tells, with the time of creation, the flags that forbid renaming, and mount points.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -39,18 +39,8 @@ pub(crate) struct Stat {
 
 /// What is at `name` in the directory `dir`, symlinks not followed; an empty name is the directory itself.
 pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Stat> {
-    let path = c_name(name)?;
-    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
     let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;
-    let mut x = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the descriptor is borrowed and so open, the name is NUL-terminated and outlives the call, and the
-    // kernel writes one `statx` where there is room for one.
-    let rc = unsafe { libc::statx(dir.as_raw_fd(), path.as_ptr(), flags, mask, x.as_mut_ptr()) };
-    if rc != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: all its fields are numbers, which zeros are, and the call has filled them in.
-    let x = unsafe { x.assume_init() };
+    let x = statx(dir, &c_name(name)?, mask)?;
     let time = |t: libc::statx_timestamp| Timestamp { secs: t.tv_sec, nanos: t.tv_nsec };
     let is = |attribute: libc::c_int| x.stx_attributes & attribute as u64 != 0;
     Ok(Stat {
@@ -71,4 +61,24 @@ pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Stat> {
         mount_root: is(libc::STATX_ATTR_MOUNT_ROOT),
         mount: x.stx_mnt_id,
     })
+}
+
+/// The length in bytes and the space in units of 512 bytes of an open file; its times are not looked at.
+pub(crate) fn space_of(file: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let x = statx(file, c"", libc::STATX_SIZE | libc::STATX_BLOCKS)?;
+    Ok((x.stx_size, x.stx_blocks))
+}
+
+/// What `mask` asks for of `path` in `dir`, symlinks not followed; an empty path is the descriptor itself.
+fn statx(dir: BorrowedFd<'_>, path: &CStr, mask: libc::c_uint) -> io::Result<libc::statx> {
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
+    let mut x = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the descriptor is borrowed and so open, the path is NUL-terminated and outlives the call, and the
+    // kernel writes one `statx` where there is room for one.
+    let rc = unsafe { libc::statx(dir.as_raw_fd(), path.as_ptr(), flags, mask, x.as_mut_ptr()) };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all its fields are numbers, which zeros are, and the call has filled them in.
+    Ok(unsafe { x.assume_init() })
 }

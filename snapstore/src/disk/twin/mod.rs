@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 pub(crate) use fault::{Fault, Kind};
 pub(crate) use image::{Odometer, Sampler};
 
-use super::{Disk, DiskFile, DiskStat};
+use super::{Disk, DiskFile, DiskStat, FileSpace};
 use crate::types::StatFs;
 use fault::Faults;
 use file::FileState;
@@ -283,9 +283,10 @@ impl DiskFile for MemFile {
         Ok(())
     }
 
-    fn stat(&self) -> io::Result<DiskStat> {
+    fn stat(&self) -> io::Result<FileSpace> {
         self.disk.enter(Kind::Look)?;
-        Ok(self.with(|f| f.stat()))
+        let DiskStat { size, blocks, .. } = self.with(|f| f.stat());
+        Ok(FileSpace { size, blocks })
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -66,6 +66,10 @@ fn build(store: &Path) {
     write(&*head, file).write_at(b"after the rollback", 0).unwrap();
     backend.snapshot(Height(9), &SnapshotOptions::default()).unwrap();
     backend.settle().unwrap();
+    // In no snapshot: closing gives it its hashes.
+    write(&*head, file).write_at(&[99; 3 * 4096], 2 * 4096).unwrap();
+    let newest = create(&*head, dir, "newest", FileKind::Regular);
+    write(&*head, newest).write_at(&[98; 20_000], 0).unwrap();
     backend.close().unwrap();
 }
 

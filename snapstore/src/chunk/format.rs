@@ -9,10 +9,17 @@ use super::adopt::journal::{read_file, replace_file};
 use crate::error::{Error, Result};
 
 /// The version of the on-disk format that this program writes, and the newest it reads.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
+
+/// The version before `FORMAT` had a checksum; nothing else differs.
+const UNSUMMED: u32 = 1;
 
 const NAME: &str = "FORMAT";
 const FIRST_LINE: &str = "tmfs store";
+
+/// How the last line begins; the CRC-32C of all that is before it follows, in eight hexadecimal digits.
+const SUM: &[u8] = b"crc32c ";
+const SUM_LINE: usize = SUM.len() + 9;
 
 /// What `FORMAT` says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,8 +51,20 @@ pub(crate) fn parse(bytes: &[u8], store: &Path) -> Result<Format> {
     if version > VERSION {
         return Err(Error::NewerFormat { store: store.into(), found: version, known: VERSION });
     }
-    // The path comes last and may hold any byte, a newline too; it ends where the file does.
-    let rest = lines.next().unwrap_or_default();
+    let mut rest = lines.next().unwrap_or_default();
+    match version {
+        UNSUMMED => {}
+        VERSION => {
+            let (before, line) =
+                bytes.split_at_checked(bytes.len().saturating_sub(SUM_LINE)).unwrap_or((bytes, b""));
+            if line != sum_line(before) {
+                return Err(damaged("its checksum does not fit"));
+            }
+            rest = &rest[..rest.len().saturating_sub(SUM_LINE)];
+        }
+        _ => return Err(damaged("a version that there never was")),
+    }
+    // The path comes last and may hold any byte, a newline too.
     let data_dir = rest.strip_prefix(b"data_dir ").and_then(|r| r.strip_suffix(b"\n"));
     let data_dir = data_dir.ok_or_else(|| damaged("no data_dir"))?;
     Ok(Format { version, data_dir: PathBuf::from(OsString::from_vec(data_dir.to_vec())) })
@@ -61,5 +80,54 @@ pub(crate) fn text(data_dir: &Path) -> Vec<u8> {
     let mut text = format!("{FIRST_LINE}\nformat {VERSION}\ndata_dir ").into_bytes();
     text.extend_from_slice(data_dir.as_os_str().as_bytes());
     text.push(b'\n');
+    let sum = sum_line(&text);
+    text.extend(sum);
     text
+}
+
+/// The line that ends a `FORMAT`.
+fn sum_line(before: &[u8]) -> Vec<u8> {
+    [SUM, format!("{:08x}\n", crc32c::crc32c(before)).as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Format> {
+        parse(bytes, Path::new("/store"))
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_found() {
+        for path in ["/var/lib/node", "/a\nb", "/\ncrc32c 00000000"] {
+            let whole = text(Path::new(path));
+            assert_eq!(read(&whole).unwrap(), Format { version: VERSION, data_dir: path.into() });
+            for bit in 0..whole.len() * 8 {
+                let mut bytes = whole.clone();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                assert!(
+                    matches!(read(&bytes), Err(Error::Damaged { .. } | Error::NewerFormat { .. })),
+                    "bit {bit}: {:?}",
+                    read(&bytes)
+                );
+            }
+            for end in 0..whole.len() {
+                assert!(read(&whole[..end]).is_err(), "cut to {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_version_before_has_no_checksum_and_a_newer_one_is_refused_whatever_follows() {
+        let old = read(b"tmfs store\nformat 1\ndata_dir /var/lib/node\n").unwrap();
+        assert_eq!(old, Format { version: 1, data_dir: "/var/lib/node".into() });
+        for version in [3, 4_000_000_000u32] {
+            let newer = format!("tmfs store\nformat {version}\nnobody knows");
+            assert!(
+                matches!(read(newer.as_bytes()), Err(Error::NewerFormat { found, .. }) if found == version)
+            );
+        }
+        assert!(matches!(read(b"tmfs store\nformat 0\ndata_dir /d\n"), Err(Error::Damaged { .. })));
+    }
 }

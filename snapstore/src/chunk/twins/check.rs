@@ -76,26 +76,35 @@ pub fn compare(store: &Store, before: &Model, after: &Model) -> State {
 /// The live tree is one that there was, and not older than promised.
 fn live(found: &State, head: &Head, promised: &Head) {
     let names = found.names();
-    let at = head.names.since(promised.floor).rev().find(|(_, s)| **s == names).map(|(at, _)| at);
-    let Some(at) = at else {
-        let older = head.names.since(0).any(|(_, s)| *s == names);
-        head.names.newest().check(
-            &names,
-            if older {
-                "older names than promised; the latest"
-            } else {
-                "names as they never were; the latest"
-            },
-        );
-        unreachable!("they differ");
-    };
+    let moments = head.names.since(promised.floor).rev().filter(|(_, s)| **s == names).map(|(at, _)| at);
+    // The same names may have come back: then it is any of those moments.
+    let mut wrong = None;
+    for at in moments {
+        match contents(found, head, promised, at) {
+            Ok(()) => return,
+            Err(what) => drop(wrong.get_or_insert(what)),
+        }
+    }
+    if let Some(what) = wrong {
+        panic!("{what}");
+    }
+    let older = head.names.since(0).any(|(_, s)| *s == names);
+    let what =
+        if older { "older names than promised; the latest" } else { "names as they never were; the latest" };
+    head.names.newest().check(&names, what);
+    unreachable!("they differ");
+}
+
+/// Whether each file's content is one that it may have with the names of the moment `at`.
+fn contents(found: &State, head: &Head, promised: &Head, at: usize) -> Result<(), String> {
     for (&ino, node) in found.nodes.iter().filter(|(_, n)| n.kind == FileKind::Regular) {
         let floor = promised.content_floor(ino, at);
         let versions: Vec<&Bytes> = head.files[&ino].versions.since(floor).map(|(_, b)| b).collect();
-        if let Err(what) = made_of(&node.content, &versions) {
-            panic!("inode {ino}: {what}; found {:?}, versions {versions:?}", node.content);
-        }
+        made_of(&node.content, &versions).map_err(|what| {
+            format!("inode {ino}: {what}; found {:?}, versions {versions:?}", node.content)
+        })?;
     }
+    Ok(())
 }
 
 /// Whether each byte is as in one of the versions.

@@ -5,6 +5,7 @@
 //! through, snapshotted, rolled back, mounted again. A part that fails leaves its reason in the table, and the next one
 //! is tried.
 
+mod aged;
 mod heights;
 mod life;
 mod rollback;
@@ -78,6 +79,8 @@ enum Part {
     Rollback,
     /// Lists and remounts with many heights
     Heights,
+    /// Speed after many snapshots, space, commits beside deletions
+    Aged,
 }
 
 /// What all parts work with.
@@ -112,6 +115,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.wants(Part::Heights) {
         let case = format!("{} heights", args.heights);
         bench.try_to("many heights", "heights", &case, heights::measure);
+    }
+    if args.wants(Part::Aged) {
+        let case = format!("{} snapshots", args.heights.max(1000));
+        bench.try_to("aging", "aged", &case, aged::measure);
     }
     args.common.publish(&bench.report)
 }
@@ -170,6 +177,7 @@ impl Bench<'_> {
                 ("memory, remounted, by shape", 1.0, f64::from(300 << 20)),
                 ("`tmfs list`", 1.0, 0.050),
                 ("`ls @height`", 1.0, 0.050),
+                ("space per changed page", 1.0, 4096.0 * 1.05),
             ];
             for (_, part, most) in limits.into_iter().filter(|(of, ..)| *of == row && case != "native") {
                 self.report.goal(row, case, Bound::AtMost { part, most });

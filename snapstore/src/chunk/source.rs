@@ -16,15 +16,25 @@ impl Source for Core {
         self.doomed.lock().extend(discarded);
     }
 
-    fn before_commit(&self, ino: Ino, epoch: EpochId, row: &[u8], full: bool) -> Result<LayerCommit> {
+    fn before_commit(
+        &self,
+        ino: Ino,
+        epoch: EpochId,
+        row: &[u8],
+        full: bool,
+        below: bool,
+    ) -> Result<LayerCommit> {
         let Some(layer) = self.pinned_layer(ino, epoch) else {
             // Its inode was removed after the memtables were closed: the next commit says so, and nobody vouches
             // for the file meanwhile. Rows that were never in memory as layers hide nothing and go as they are.
             let row = LayerRow::decode(row)?;
             return Ok(if row.limit > 0 && !row.sealed { LayerCommit::Skip } else { LayerCommit::AsIs });
         };
-        if layer.barrier && !layer.anchored.load(Ordering::Acquire) {
-            if !full {
+        // What it inherits from may have become durable a moment after its own turn: on the disk this one would inherit
+        // from what that one replaces.
+        let inherits = below && layer.state.read().limit > 0;
+        if inherits || layer.barrier && !layer.anchored.load(Ordering::Acquire) {
+            if inherits || !full {
                 // The disk's row still leads to what this layer replaced.
                 let mut doomed = self.doomed.lock();
                 let kept = doomed.extract_if(.., |(i, file)| *i == ino && file.epoch == epoch);

@@ -1,5 +1,6 @@
 //! A commit: closing the memtables, making durable what their rows refer to, writing them, letting go of them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,10 +16,18 @@ use crate::types::{EpochId, Ino};
 pub(crate) trait Source {
     /// A commit begins: whatever was applied up to here will be in it.
     fn begin_commit(&self);
-    /// Encodes a layer's row as it is now, having made durable what it refers to. `None` defers the row to a later
-    /// commit (only when not `full`): its data is not on the disk yet, and nobody has asked for it.
+    /// Encodes a layer's row as it is now, having made durable what it refers to. It may be deferred to a later commit
+    /// (when `full`, only after a failure): its data is not on the disk yet, and nobody has asked for it. Then what
+    /// inherits from it has to be deferred too: `below`, an older layer of the inode was put off in this commit.
     /// `row` is what the memtable has.
-    fn before_commit(&self, ino: Ino, epoch: EpochId, row: &[u8], full: bool) -> Result<LayerCommit>;
+    fn before_commit(
+        &self,
+        ino: Ino,
+        epoch: EpochId,
+        row: &[u8],
+        full: bool,
+        below: bool,
+    ) -> Result<LayerCommit>;
     /// Makes durable what must be on the disk before the names that lead to it.
     fn sync_promised(&self) -> Result<()>;
     /// The rows are on the disk.
@@ -48,6 +57,7 @@ impl Meta {
             return Ok(());
         }
         let mut deferred: Vec<(EpochId, Key, Value)> = Vec::new();
+        let mut put_off: HashSet<Ino> = HashSet::new();
         let txn = self.db()?.begin_write().map_err(database)?;
         let number = {
             let mut rows = txn.open_table(ROWS).map_err(database)?;
@@ -62,12 +72,14 @@ impl Meta {
                     let encoded;
                     let mut bytes = value.as_deref();
                     if let (KeyKind::Layer(ino), Some(row)) = (key.kind(), bytes) {
-                        match source.before_commit(ino, table.epoch, row, full)? {
+                        // Older epochs come first.
+                        match source.before_commit(ino, table.epoch, row, full, put_off.contains(&ino))? {
                             LayerCommit::Write(row) => {
                                 encoded = row;
                                 bytes = Some(&encoded);
                             }
                             LayerCommit::Defer => {
+                                put_off.insert(ino);
                                 deferred.push((table.epoch, key.clone(), value.clone()));
                                 continue;
                             }

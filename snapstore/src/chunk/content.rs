@@ -251,7 +251,8 @@ impl Content {
             None => 0,
         };
         let layer = Arc::new(Layer::fresh(self.ino, op.epoch(), 0, below, !stack.is_empty()));
-        if !stack.is_empty() {
+        if let Some(below) = stack.first() {
+            layer.put_above(below);
             // Its size is the file's, from the first moment on.
             layer.data(&*core.disk)?;
         }

@@ -13,7 +13,7 @@
 
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use roaring::RoaringBitmap;
 
@@ -35,6 +35,9 @@ pub(crate) struct Layer {
     file: Mutex<Option<Arc<dyn DiskFile>>>,
     /// The row may only be committed once the file is on the disk: it hides older data.
     pub barrier: bool,
+    /// The layer that was below it when it was made, for as long as somebody has that one in memory: whose row is yet to
+    /// be committed is.
+    below: Mutex<Weak<Layer>>,
     /// The file's name and first data have been made durable.
     pub anchored: AtomicBool,
     /// Something was written since the last sync.
@@ -140,6 +143,27 @@ impl Layer {
         Layer::with_state(ino, epoch, state, barrier)
     }
 
+    /// Notes what it inherits from.
+    pub(crate) fn put_above(&self, below: &Arc<Layer>) {
+        *self.below.lock() = Arc::downgrade(below);
+    }
+
+    /// Whether it shows something of a layer of which `is` says so.
+    pub(crate) fn inherits_from(&self, is: impl Fn(Ino, EpochId) -> bool) -> bool {
+        let below = |layer: &Layer| match layer.state.read().limit {
+            0 => None,
+            _ => layer.below.lock().upgrade(),
+        };
+        let mut next = below(self);
+        while let Some(layer) = next {
+            if is(layer.ino, layer.epoch) {
+                return true;
+            }
+            next = below(&layer);
+        }
+        false
+    }
+
     /// A layer that the metadata knows. An unsealed one that inherits gets its chunks from the file's holes, unless
     /// the row has them.
     pub(crate) fn load(disk: &dyn Disk, ino: Ino, epoch: EpochId, row: LayerRow) -> Result<Layer> {
@@ -173,6 +197,7 @@ impl Layer {
             state: RwLock::new(state),
             file: Mutex::new(None),
             barrier,
+            below: Mutex::default(),
             anchored: AtomicBool::new(false),
             unsynced: AtomicBool::new(false),
             row_on_disk: AtomicBool::new(false),

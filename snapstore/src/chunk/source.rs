@@ -1,5 +1,6 @@
 //! What a commit asks of the layers that its rows refer to.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -22,7 +23,7 @@ impl Source for Core {
         epoch: EpochId,
         row: &[u8],
         full: bool,
-        below: bool,
+        put_off: &HashSet<(Ino, EpochId)>,
     ) -> Result<LayerCommit> {
         let Some(layer) = self.pinned_layer(ino, epoch) else {
             // Its inode was removed after the memtables were closed: the next commit says so, and nobody vouches
@@ -32,7 +33,8 @@ impl Source for Core {
         };
         // What it inherits from may have become durable a moment after its own turn: on the disk this one would inherit
         // from what that one replaces.
-        let inherits = below && layer.state.read().limit > 0;
+        let inherits =
+            !put_off.is_empty() && layer.inherits_from(|ino, epoch| put_off.contains(&(ino, epoch)));
         if inherits || layer.barrier && !layer.anchored.load(Ordering::Acquire) {
             if inherits || !full {
                 // The disk's row still leads to what this layer replaced.

@@ -18,7 +18,7 @@ pub(crate) trait Source {
     fn begin_commit(&self);
     /// Encodes a layer's row as it is now, having made durable what it refers to. It may be deferred to a later commit
     /// (when `full`, only after a failure): its data is not on the disk yet, and nobody has asked for it. Then what
-    /// inherits from it has to be deferred too: `below`, an older layer of the inode was put off in this commit.
+    /// inherits from it has to be deferred too: `put_off` are those that this commit has deferred.
     /// `row` is what the memtable has.
     fn before_commit(
         &self,
@@ -26,7 +26,7 @@ pub(crate) trait Source {
         epoch: EpochId,
         row: &[u8],
         full: bool,
-        below: bool,
+        put_off: &HashSet<(Ino, EpochId)>,
     ) -> Result<LayerCommit>;
     /// Makes durable what must be on the disk before the names that lead to it.
     fn sync_promised(&self) -> Result<()>;
@@ -57,7 +57,7 @@ impl Meta {
             return Ok(());
         }
         let mut deferred: Vec<(EpochId, Key, Value)> = Vec::new();
-        let mut put_off: HashSet<Ino> = HashSet::new();
+        let mut put_off: HashSet<(Ino, EpochId)> = HashSet::new();
         let txn = self.db()?.begin_write().map_err(database)?;
         let number = {
             let mut rows = txn.open_table(ROWS).map_err(database)?;
@@ -73,13 +73,13 @@ impl Meta {
                     let mut bytes = value.as_deref();
                     if let (KeyKind::Layer(ino), Some(row)) = (key.kind(), bytes) {
                         // Older epochs come first.
-                        match source.before_commit(ino, table.epoch, row, full, put_off.contains(&ino))? {
+                        match source.before_commit(ino, table.epoch, row, full, &put_off)? {
                             LayerCommit::Write(row) => {
                                 encoded = row;
                                 bytes = Some(&encoded);
                             }
                             LayerCommit::Defer => {
-                                put_off.insert(ino);
+                                put_off.insert((ino, table.epoch));
                                 deferred.push((table.epoch, key.clone(), value.clone()));
                                 continue;
                             }

@@ -16,6 +16,7 @@ mod error;
 pub mod locate;
 pub mod merkle;
 pub mod mountinfo;
+pub mod native;
 pub mod procs;
 pub mod progress;
 pub mod retention;

@@ -240,7 +240,7 @@ pub(crate) fn for_each_chunk(
         while at < end {
             let count = STEP.min(end - at);
             let buf = &mut buf[..CHUNK * count as usize];
-            let got = file.read_at(buf, at * CHUNK_SIZE)?;
+            let got = file.read_once(buf, at * CHUNK_SIZE)?;
             buf[got..].fill(0);
             for (n, bytes) in buf.chunks(CHUNK).enumerate() {
                 each((at + n as u64) as u32, bytes)?;

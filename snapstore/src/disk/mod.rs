@@ -62,6 +62,10 @@ pub(crate) struct FileSpace {
 pub(crate) trait DiskFile: Send + Sync {
     /// Fills `buf`; returns fewer bytes only where the file ends.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// The same for what nobody is going to read again soon: the cache need not keep it.
+    fn read_once(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buf, offset)
+    }
     /// Writes all of `data`.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
     /// Sets the length; grows with a hole.

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 
 mod flags;
 mod stat;
+pub(crate) mod uncached;
 mod xattr;
 
 pub(crate) use flags::set_immutable;

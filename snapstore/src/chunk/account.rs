@@ -5,7 +5,9 @@
 //! an epoch that no tip sees is garbage whole. Deleting a snapshot makes groups grow: what it frees is the garbage
 //! after, less the garbage before.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
@@ -103,7 +105,7 @@ impl Core {
             .collect();
         let parts = self.parts(&members)?;
         let mut chunks = 0;
-        for (_, parts) in parts {
+        for parts in parts {
             chunks += garbage(&parts, &after) - garbage(&parts, &before);
         }
         Ok(chunks * CHUNK_SIZE)
@@ -120,30 +122,34 @@ impl Core {
     }
 
     /// What the epochs have, by inode, newest first.
-    fn parts(&self, epochs: &[EpochId]) -> Result<BTreeMap<Ino, Vec<Part>>> {
-        let mut parts: BTreeMap<Ino, Vec<Part>> = BTreeMap::new();
-        for &epoch in epochs.iter().rev() {
-            for ino in self.meta.touched_layers(epoch)? {
-                let part = match self.meta.row_at(&Key::layer(ino), epoch)? {
-                    Some(Some(row)) => {
-                        let layer = self.layer(ino, epoch, &row)?;
-                        let own = match own_chunks(self, &layer) {
-                            // Folded away or removed since the look: nothing of it is left to count.
-                            Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
-                                continue;
-                            }
-                            own => own?,
-                        };
-                        let state = layer.state.read();
-                        Part { epoch, own, zeroed: state.zeroed.clone(), limit: state.limit }
-                    }
-                    Some(None) => {
-                        Part { epoch, own: RoaringBitmap::new(), zeroed: RoaringBitmap::new(), limit: 0 }
-                    }
-                    None => continue,
-                };
-                parts.entry(ino).or_default().push(part);
-            }
+    fn parts(&self, epochs: &[EpochId]) -> Result<Vec<Vec<Arc<Part>>>> {
+        let of = epochs.iter().map(|&epoch| self.parts_of(epoch)).collect::<Result<Vec<_>>>()?;
+        Ok(by_inode(of.iter()))
+    }
+
+    /// What one epoch has.
+    fn parts_of(&self, epoch: EpochId) -> Result<Vec<(Ino, Arc<Part>)>> {
+        let mut parts = Vec::new();
+        for ino in self.meta.touched_layers(epoch)? {
+            let part = match self.meta.row_at(&Key::layer(ino), epoch)? {
+                Some(Some(row)) => {
+                    let layer = self.layer(ino, epoch, &row)?;
+                    let own = match own_chunks(self, &layer) {
+                        // Folded away or removed since the look: nothing of it is left to count.
+                        Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
+                            continue;
+                        }
+                        own => own?,
+                    };
+                    let state = layer.state.read();
+                    Part { epoch, own, zeroed: state.zeroed.clone(), limit: state.limit }
+                }
+                Some(None) => {
+                    Part { epoch, own: RoaringBitmap::new(), zeroed: RoaringBitmap::new(), limit: 0 }
+                }
+                None => continue,
+            };
+            parts.push((ino, Arc::new(part)));
         }
         Ok(parts)
     }
@@ -165,6 +171,8 @@ impl Core {
         let members = groups.members();
         let of = |group: EpochId| members.get(&group).map_or(&[][..], Vec::as_slice);
         let mut bytes = Vec::with_capacity(epochs.len());
+        // Of two heights, one after the other, the second's own are looked at twice.
+        let mut looked_at: HashMap<EpochId, Vec<(Ino, Arc<Part>)>> = HashMap::new();
         let mut known = self.exclusive.lock();
         if known.len() > 2 * epochs.len() + 64 {
             known.retain(|epoch, _| census.tips.contains(epoch));
@@ -183,11 +191,17 @@ impl Core {
                     {
                         *bytes
                     } else {
-                        let parts = self.parts(&joined)?;
+                        looked_at.retain(|epoch, _| joined.contains(epoch));
+                        for &epoch in &joined {
+                            if let Entry::Vacant(place) = looked_at.entry(epoch) {
+                                place.insert(self.parts_of(epoch)?);
+                            }
+                        }
+                        let parts = by_inode(joined.iter().map(|epoch| &looked_at[epoch]));
                         let after = |_| Some(next);
                         let before = |e| groups.of.get(&e).copied().flatten();
-                        let chunks = |p: &Vec<Part>| garbage_by(p, after) - garbage_by(p, before);
-                        let bytes = parts.values().map(chunks).sum::<u64>() * CHUNK_SIZE;
+                        let chunks = |p: &Vec<Arc<Part>>| garbage_by(p, after) - garbage_by(p, before);
+                        let bytes = parts.iter().map(chunks).sum::<u64>() * CHUNK_SIZE;
                         if joined.iter().all(|epoch| !unsealed.contains(epoch)) {
                             known.insert(epoch, (joined, bytes));
                         }
@@ -234,10 +248,7 @@ impl Core {
             if let (KeyKind::Layer(ino), Some(bytes)) = (key.kind(), value) {
                 usage.layers += 1;
                 let blocks = match self.pinned_layer(ino, epoch) {
-                    Some(layer) => match layer.existing(&*self.disk)? {
-                        Some(file) => file.stat().map_err(|e| layer.io("stat", e))?.blocks,
-                        None => 0,
-                    },
+                    Some(layer) => layer.blocks(&*self.disk)?,
                     None => LayerRow::decode(bytes)?.blocks,
                 };
                 total += blocks * 512;
@@ -270,7 +281,7 @@ impl Core {
         };
         let members: Vec<EpochId> =
             groups.of.iter().filter(|(_, group)| counts(group)).map(|(&e, _)| e).collect();
-        let chunks: u64 = self.parts(&members)?.values().map(|parts| garbage(parts, &groups)).sum();
+        let chunks: u64 = self.parts(&members)?.iter().map(|parts| garbage(parts, &groups)).sum();
         let pending = {
             let work = self.work.lock();
             work.reclaim || work.busy > 0 || !work.seal.is_empty() || !work.remove.is_empty()
@@ -279,13 +290,22 @@ impl Core {
     }
 }
 
+/// The parts of epochs, which come oldest first: those of each inode together, newest first.
+fn by_inode<'a>(epochs: impl DoubleEndedIterator<Item = &'a Vec<(Ino, Arc<Part>)>>) -> Vec<Vec<Arc<Part>>> {
+    let mut parts: BTreeMap<Ino, Vec<Arc<Part>>> = BTreeMap::new();
+    for (ino, part) in epochs.rev().flatten() {
+        parts.entry(*ino).or_default().push(Arc::clone(part));
+    }
+    parts.into_values().collect()
+}
+
 /// The chunks of one inode's layers, newest first, that are garbage under a grouping.
-fn garbage(parts: &[Part], groups: &Groups) -> u64 {
+fn garbage(parts: &[Arc<Part>], groups: &Groups) -> u64 {
     garbage_by(parts, |epoch| groups.of.get(&epoch).copied().flatten())
 }
 
 /// The same, with the grouping as a function; `None`: nobody sees the epoch.
-fn garbage_by(parts: &[Part], group_of: impl Fn(EpochId) -> Option<EpochId>) -> u64 {
+fn garbage_by(parts: &[Arc<Part>], group_of: impl Fn(EpochId) -> Option<EpochId>) -> u64 {
     let mut hidden: HashMap<EpochId, (RoaringBitmap, u64)> = HashMap::new();
     let mut chunks = 0;
     for part in parts {

@@ -265,6 +265,23 @@ impl Layer {
         Ok(file)
     }
 
+    /// The layer's file, if there is one, for somebody who comes by: it does not stay open for that. Of all layers that
+    /// wait for a commit, the descriptors could be too many.
+    pub(crate) fn peek(&self, disk: &dyn Disk) -> Result<Option<Arc<dyn DiskFile>>> {
+        let was_open = self.file.lock().is_some();
+        let file = self.existing(disk)?;
+        if !was_open {
+            self.close_file();
+        }
+        Ok(file)
+    }
+
+    /// The space that its file takes, in units of 512 bytes.
+    pub(crate) fn blocks(&self, disk: &dyn Disk) -> Result<u64> {
+        let space = self.peek(disk)?.map(|file| file.stat()).transpose().map_err(|e| self.io("stat", e))?;
+        Ok(space.map_or(0, |space| space.blocks))
+    }
+
     /// The first chunk at or after `chunk` that the file has lost: it was cut, and has no hashes that would tell.
     /// The file has been opened.
     pub(crate) fn lost(&self, chunk: u64) -> Option<u64> {
@@ -290,7 +307,7 @@ impl Layer {
         if anchored && !self.unsynced.load(Ordering::Acquire) {
             return Ok(());
         }
-        let file = match self.existing(disk)? {
+        let file = match self.peek(disk)? {
             Some(file) => file,
             // It hides older data, and its row waits for it: then an empty file is what it waits for.
             None if self.barrier => self.data(disk)?,

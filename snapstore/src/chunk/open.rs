@@ -242,8 +242,9 @@ impl Core {
             if let Some(Some(row)) = self.meta.row_at(&Key::layer(ino), epoch)? {
                 let layer = self.layer(ino, epoch, &row)?;
                 self.sync_layer(&layer)?;
-                if let Some(file) = layer.existing(&*self.disk)? {
-                    layer.state.write().blocks = file.stat().map_err(|e| layer.io("stat", e))?.blocks;
+                if layer.state.read().created {
+                    let blocks = layer.blocks(&*self.disk)?;
+                    layer.state.write().blocks = blocks;
                     self.touch_layer(&layer);
                 }
             }

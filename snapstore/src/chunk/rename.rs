@@ -146,7 +146,7 @@ impl ChunkHead {
             if layer.state.read().sealed {
                 break;
             }
-            if let Some(file) = layer.existing(&*self.core.disk)? {
+            if let Some(file) = layer.peek(&*self.core.disk)? {
                 // Only a head start: the commit waits for the whole of it.
                 let _ = file.start_writeback();
             }

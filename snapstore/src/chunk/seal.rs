@@ -121,7 +121,7 @@ impl Core {
     /// Hashes what one layer has: the hashes are in the commit that says that it is final, or in one before. False when
     /// it has more than what is left of `hashable`.
     fn sum_layer(&self, layer: &Layer, hashable: &mut u64) -> Result<bool> {
-        let Some(file) = layer.existing(&*self.disk)? else { return Ok(true) };
+        let Some(file) = layer.peek(&*self.disk)? else { return Ok(true) };
         let chunks = own_chunks(self, layer)?;
         let Some(left) = hashable.checked_sub(chunks.len()) else { return Ok(false) };
         *hashable = left;
@@ -181,10 +181,7 @@ impl Core {
             self.with_stack(lineage, layer.ino, |stack| Ok(space::visible_chunks(self, stack)?.len()))?;
         // Not the next layer of the stack: one that hides everything is alone in it.
         let before = self.chunks_in(lineage, layer.ino, layer.epoch)?;
-        let blocks = match layer.existing(&*self.disk)? {
-            Some(file) => file.stat().map_err(|e| layer.io("stat", e))?.blocks,
-            None => 0,
-        };
+        let blocks = layer.blocks(&*self.disk)?;
         {
             let mut state = layer.state.write();
             state.blocks = blocks;

@@ -18,7 +18,7 @@ pub(crate) fn own_chunks(core: &Core, layer: &Layer) -> Result<RoaringBitmap> {
         }
         state.size
     };
-    match layer.existing(&*core.disk)? {
+    match layer.peek(&*core.disk)? {
         Some(file) => scan_chunks(&*file, size).map_err(|e| layer.io("map", e)),
         None => Ok(RoaringBitmap::new()),
     }

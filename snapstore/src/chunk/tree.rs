@@ -90,10 +90,7 @@ impl Lookup<'_> {
                     };
                     let now = match sealed {
                         true => blocks,
-                        false => match layer.existing(&*self.core.disk)? {
-                            Some(file) => file.stat().map_err(|e| layer.io("stat", e))?.blocks,
-                            None => 0,
-                        },
+                        false => layer.blocks(&*self.core.disk)?,
                     };
                     (size, limit, now)
                 }

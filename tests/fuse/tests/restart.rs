@@ -246,3 +246,31 @@ fn mount_through_a_pipe_comes_back() {
     let stands = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
     assert_eq!(stands, std::path::Path::new("/"), "a daemon that keeps no directory busy");
 }
+
+#[test]
+fn more_new_files_than_descriptors_are_sealed() {
+    let mount = Mount::unmounted(&[], |_| {});
+    let started = Command::new("prlimit")
+        .arg("--nofile=200:200")
+        .arg(program::tmfs())
+        .args(["mount", "--store"])
+        .args([&mount.store, &mount.dir])
+        .output()
+        .unwrap();
+    assert!(started.status.success() && is_mounted(&mount.dir), "{started:?}");
+    for file in 0..1000 {
+        // Emptied and written anew: of these the commit each few seconds has to sync the layers, too.
+        fs::write(mount.live(format!("{file}")), "before").unwrap();
+        fs::write(mount.live(format!("{file}")), format!("content {file}")).unwrap();
+    }
+    mount.snapshot(1);
+    assert_eq!(mount.list()[&1]["durable"], true);
+    for file in 0..1000 {
+        assert_eq!(
+            fs::read_to_string(mount.view(1).join(file.to_string())).unwrap(),
+            format!("content {file}")
+        );
+    }
+    mount.remount();
+    mount.ok(&["verify"]);
+}

@@ -60,6 +60,7 @@ pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
         data_dir: plan.data_dir.clone(),
         store: plan.store.clone(),
         cache: plan.cache.into(),
+        passthrough: true,
         show_heights: plan.show_heights,
         control_path,
         threads: None,

@@ -38,6 +38,7 @@ impl Mount {
         let mut options = MountOptions {
             mountpoint: root.clone(),
             cache: Cache::Writeback,
+            passthrough: true,
             show_heights: false,
             control_path: "the/control.sock".into(),
             data_dir: root.clone(),

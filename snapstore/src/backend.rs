@@ -193,7 +193,7 @@ pub struct NewInode<'a> {
 }
 
 /// What [`Head::set_attr`] changes.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[allow(missing_docs)] // The names are stat's.
 pub struct SetAttr {
     pub mode: Option<u32>,

@@ -17,6 +17,12 @@ pub struct Backing(BackingId);
 impl Adapter {
     pub(super) fn send_opened(&self, id: NodeId, opened: &Opened, reply: ReplyOpen) {
         let fh = FileHandle(opened.fh);
+        if opened.drop_attributes
+            && let Some(kernel) = self.mounted.kernel()
+            && let Err(error) = kernel.forget_attributes(id)
+        {
+            tracing::debug!(?id, %error, "the kernel keeps attributes");
+        }
         match self.way(id, opened, |file| reply.open_backing(file)) {
             Some(backing) => reply.opened_passthrough(fh, FopenFlags::empty(), &backing.0),
             None => reply.opened(fh, self.cached()),

@@ -26,6 +26,8 @@ pub struct Opened {
     /// The number of its handle.
     pub fh: u64,
     handle: Arc<Handle>,
+    /// The kernel may have been told to keep attributes that may now change without a request.
+    pub(crate) drop_attributes: bool,
 }
 
 impl Opened {
@@ -105,8 +107,12 @@ impl Entered<'_> {
             | Handle::Flush(id) => self.tree.lookups.open(*id),
             Handle::View(_) | Handle::Directory(_) => {}
         }
+        let drop_attributes = match &handle {
+            Handle::LiveWrite(file) => self.tree.passes_through() && self.tree.lookups.changes_unseen(file.id),
+            _ => false,
+        };
         let handle = Arc::new(handle);
-        Opened { fh: self.tree.handles.insert(handle.clone(), caller.pid), handle }
+        Opened { fh: self.tree.handles.insert(handle.clone(), caller.pid), handle, drop_attributes }
     }
 
     fn is_flush(&self, caller: Caller) -> bool {

@@ -388,15 +388,6 @@ pub trait Backend: Send + Sync {
     fn head(&self) -> Arc<dyn Head>;
     /// A number that every switch of the head raises, also across restarts: the FUSE generation of live inodes.
     fn head_serial(&self) -> u64;
-    /// Whether the kernel may read and write the files itself ([`FileRead::backing`]): snapshots are atomic below, and
-    /// a switch leaves the files of the old head where they are.
-    fn passthrough(&self) -> bool {
-        false
-    }
-    /// What cannot be done here, one sentence each: `tmfs status` shows them.
-    fn limits(&self) -> Vec<String> {
-        Vec::new()
-    }
     /// Makes the cut and names it. The caller has flushed the kernel's dirty pages. Returns before the snapshot is
     /// durable: see [`Backend::wait_durable`].
     ///

@@ -53,6 +53,11 @@ pub fn open(store: &Path, options: &OpenOptions) -> Result<(Arc<dyn Backend>, Re
     chunk::open(store, options)
 }
 
+/// Which backend keeps a store. The path is that of the store itself.
+pub fn kind(_store: &Path) -> Result<BackendKind> {
+    Ok(BackendKind::Chunk)
+}
+
 /// Makes `data_dir` a tmfs data dir; goes on with an adoption that was interrupted; returns at once for one that is
 /// complete, if its backend is the chosen one. See [`chunk::adopt`].
 pub fn adopt(

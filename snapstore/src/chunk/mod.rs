@@ -34,7 +34,7 @@ mod source;
 mod space;
 mod store;
 mod sums;
-mod tree;
+pub(crate) mod tree;
 #[cfg(test)]
 mod twins;
 mod verify;

@@ -13,6 +13,7 @@
 //! | `engines` | which engines there are |
 //! | `external` | the engine whose work is done by commands of the administrator |
 //! | `site` | where a store is: what engines are opened with |
+//! | `tree` | the live head and views, over plain directories |
 //! | `command` | running programs, without a shell |
 
 pub mod command;
@@ -21,3 +22,4 @@ pub(crate) mod engines;
 pub mod external;
 pub mod site;
 pub mod takeover;
+pub(crate) mod tree;

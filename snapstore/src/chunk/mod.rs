@@ -20,7 +20,7 @@ mod head;
 mod interleavings;
 mod layer;
 mod lineage;
-mod lock;
+pub(crate) mod lock;
 mod meta;
 mod open;
 mod preserve;

@@ -20,7 +20,7 @@ mod head;
 mod interleavings;
 mod layer;
 mod lineage;
-mod lock;
+pub(crate) mod lock;
 mod meta;
 mod open;
 mod preserve;
@@ -34,7 +34,7 @@ mod source;
 mod space;
 mod store;
 mod sums;
-mod tree;
+pub(crate) mod tree;
 #[cfg(test)]
 mod twins;
 mod verify;

@@ -14,10 +14,29 @@
 //! | `external` | the engine whose work is done by commands of the administrator |
 //! | `site` | where a store is: what engines are opened with |
 //! | `command` | running programs, without a shell |
+//! | `catalog` | which epoch is which height, and what is under way |
+//! | `core` | an open store; its locks |
+//! | `backend` | it as a [`Backend`](crate::backend::Backend) |
+//! | `snapshots`, `switch` | taking, holding, deleting; rollback and undo |
+//! | `preserve` | carrying files over a rollback |
+//! | `views` | views, reachable while they are used |
+//! | `worker` | what is done behind |
+//! | `recover` | opening |
+//! | `tree` | the live head and views, over plain directories |
 
+pub(crate) mod backend;
+pub(crate) mod catalog;
 pub mod command;
+pub(crate) mod core;
 pub mod engine;
 pub(crate) mod engines;
 pub mod external;
+pub(crate) mod preserve;
+pub(crate) mod recover;
 pub mod site;
+mod snapshots;
+mod switch;
 pub mod takeover;
+pub(crate) mod tree;
+mod views;
+mod worker;

@@ -99,6 +99,15 @@ pub(crate) fn clear(store: BorrowedFd<'_>) -> Result<()> {
 
 /// A small file's bytes; `None` when it is not there (or is no regular file).
 pub(crate) fn read_file(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<Vec<u8>>> {
+    read_up_to(dir, name, 64 << 10)
+}
+
+/// As [`read_file`], of a file that may be as long as what it tells of has parts.
+pub(crate) fn read_long_file(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<Vec<u8>>> {
+    read_up_to(dir, name, 1 << 30)
+}
+
+fn read_up_to(dir: BorrowedFd<'_>, name: &str, most: u64) -> io::Result<Option<Vec<u8>>> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file: File = match openat(dir, name, flags, Mode::empty()) {
         Ok(fd) => fd.into(),
@@ -109,7 +118,7 @@ pub(crate) fn read_file(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<Ve
         return Ok(None);
     }
     let mut bytes = Vec::new();
-    file.take(64 << 10).read_to_end(&mut bytes)?;
+    file.take(most).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }
 

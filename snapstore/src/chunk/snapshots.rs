@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::heights;
 pub(crate) use crate::heights::SnapshotRow;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::types::{EpochId, Height, Ino, Timestamp};
+use crate::types::{EpochId, Height, Ino};
 
 /// So many epochs may wait for sealing before the next snapshot does.
 const UNSEALED_MOST: usize = 16;

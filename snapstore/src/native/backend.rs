@@ -52,8 +52,11 @@ impl NativeStore {
         if core.check().is_err() {
             return core.check();
         }
-        let head = core.head();
-        let _still = head.instance.still();
+        {
+            let head = core.head();
+            let _still = head.instance.still();
+            head.instance.retire(true);
+        }
         core.engine.sync()?;
         core.make_durable()?;
         if let Err(error) = core.reclaim() {

@@ -12,6 +12,7 @@
 //! | `takeover` | what it must do when a directory is adopted or ejected |
 //! | `engines` | which engines there are |
 //! | `external` | the engine whose work is done by commands of the administrator |
+//! | `frame` | adopting and ejecting: what is the same for all engines |
 //! | `site` | where a store is: what engines are opened with |
 //! | `command` | running programs, without a shell |
 //! | `catalog` | which epoch is which height, and what is under way |
@@ -31,6 +32,7 @@ pub(crate) mod core;
 pub mod engine;
 pub(crate) mod engines;
 pub mod external;
+pub(crate) mod frame;
 pub(crate) mod preserve;
 pub(crate) mod recover;
 pub mod site;
@@ -38,5 +40,9 @@ mod snapshots;
 mod switch;
 pub mod takeover;
 pub(crate) mod tree;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod twin;
 mod views;
 mod worker;

@@ -12,7 +12,9 @@ use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
+use crate::backend::BackendKind;
 use crate::error::{Error, Result};
+use crate::native::engine::HeadId;
 use crate::types::Timestamp;
 
 /// The journal's name in the store.
@@ -42,6 +44,11 @@ pub(crate) enum Journal {
     AdoptUndoing(Way),
     /// Every file can have its layer; files leave the tree. From here on there is no way back.
     AdoptTaken(Way),
+    /// A native backend: until [`Takeover::is_taken`](crate::native::takeover::Takeover::is_taken) says so, the data dir
+    /// is untouched; afterwards the adoption goes on.
+    NativeAdopting(BackendKind),
+    /// A native backend gives this head back: there is no way back.
+    NativeEjecting(BackendKind, HeadId),
     /// The tree is being built beside the layers; the store is alive.
     EjectBuilding,
     /// The tree is complete. With [`Way::Swap`] the place of the marker decides; with [`Way::Entries`] it is decided.

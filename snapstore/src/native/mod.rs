@@ -5,4 +5,5 @@
 //! and makes new heads from it. Everything else is the same for all of them and stands here once: which height is
 //! which epoch, lineages, holds, rollback and its undoing, and what a crash at any step leaves.
 
+pub mod btrfs;
 pub mod engine;

@@ -115,6 +115,9 @@ pub enum Error {
     // --- The world below.
     #[error("{op} {path}: {source}", path = .path.display())]
     Io { op: &'static str, path: PathBuf, source: io::Error },
+    /// A program that was run for a backend.
+    #[error("`{command}`: {reason}")]
+    Command { command: String, reason: String },
     #[error("metadata: {0}")]
     Metadata(String, Option<i32>),
 }

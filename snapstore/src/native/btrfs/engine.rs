@@ -202,7 +202,7 @@ impl Engine for BtrfsEngine {
         self.freeze(&of, (self.heads.as_fd(), new.0), false, self.head_path(new))
     }
 
-    fn switch(&self, _from: EpochId, new: HeadId) -> Result<()> {
+    fn switch(&self, _from: Option<EpochId>, new: HeadId) -> Result<()> {
         // Which head is live, the catalog says alone.
         self.head(new).map(drop)
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`BtrfsEngine`] | freezes, branches, deletes: the trait [`Engine`](crate::native::engine::Engine) |
 //! | `subvolume` | finds subvolumes, and those within others |
+//! | [`BtrfsTakeover`] | takes directories over and gives them back (`place`, `clone`, `giveback`) |
 //! | `space` | sizes, where the file system counts them |
 //! | `sys` | the ioctls |
 //!
@@ -15,13 +16,19 @@
 //!   share their content across (`FICLONE`). How a directory becomes a head therefore depends on what it is.
 //! * `st_dev` differs between subvolumes of one file system, and the mounts' own device is a third number.
 
+mod clone;
 mod engine;
+mod giveback;
+mod place;
 mod space;
 mod subvolume;
 mod sys;
+mod takeover;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 pub(crate) mod volume;
 
 pub use engine::BtrfsEngine;
+pub use place::fits;
+pub use takeover::BtrfsTakeover;

@@ -65,7 +65,7 @@ fn a_snapshot_stays_a_branch_goes_its_own_way_and_each_is_deleted_alone() {
     assert_eq!(read(&store.frozen(2).join("file")), "one");
     assert_eq!(read(&store.frozen(3).join("file")), "two");
     store.engine.branch(EpochId(2), HeadId(2)).unwrap();
-    store.engine.switch(EpochId(2), HeadId(2)).unwrap();
+    store.engine.switch(Some(EpochId(2)), HeadId(2)).unwrap();
     fs::write(store.head(2).join("file"), "three").unwrap();
     assert_eq!(read(&store.head(1).join("file")), "two", "the head that is left is not touched");
     assert_eq!(numbers(&store), (vec![2, 3], vec![1, 2]));
@@ -116,7 +116,7 @@ fn calls_that_are_repeated_complete_and_never_take_something_else_for_their_own(
     fs::create_dir(store.frozen(4)).unwrap();
     assert!(store.engine.snapshot(HeadId(1), EpochId(4), &facts(4)).is_err(), "a plain directory");
     assert!(store.engine.branch(EpochId(9), HeadId(3)).is_err(), "a snapshot that is not there");
-    assert!(store.engine.switch(EpochId(2), HeadId(3)).is_err(), "a head that is not there");
+    assert!(store.engine.switch(Some(EpochId(2)), HeadId(3)).is_err(), "a head that is not there");
     assert!(store.engine.open_head(HeadId(3)).is_err());
     assert!(store.engine.open_view(EpochId(4)).is_err());
 }

@@ -139,6 +139,7 @@ impl Entry<'_> {
         if self.stat.size == 0 {
             return Ok(());
         }
+        stop::link_error().map_or(Ok(()), Err)?;
         sys::clone_file(from.as_fd(), to.as_fd()).map_err(|e| {
             io::Error::new(e.kind(), format!("its content cannot be shared with another subvolume: {e}"))
         })?;

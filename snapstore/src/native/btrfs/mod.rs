@@ -27,6 +27,8 @@ mod takeover;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_takeover;
+#[cfg(test)]
 pub(crate) mod volume;
 
 pub use engine::BtrfsEngine;

@@ -13,20 +13,19 @@ const MAGIC: u8 = 0x94;
 
 /// The inode number of every subvolume's root directory.
 pub(super) const SUBVOLUME_ROOT: u64 = 256;
-/// The inode number of the empty directory that a snapshot shows in the place of a nested subvolume.
-pub(super) const STUB: u64 = 2;
 /// The id of the subvolume that holds all others.
+#[cfg(test)]
 pub(super) const TOP_LEVEL: u64 = 5;
 
 const READ_ONLY: u64 = 1 << 1;
+/// The same in what [`info`] tells.
+const ROOT_READ_ONLY: u64 = 1 << 0;
 const NAME_MAX_V2: usize = 4039;
 
 /// `BTRFS_QUOTA_TREE_OBJECTID`.
 pub(super) const QUOTA_TREE: u64 = 8;
 /// `BTRFS_QGROUP_INFO_KEY`.
 pub(super) const QGROUP_INFO: u32 = 242;
-/// `BTRFS_EXTENT_DATA_KEY`.
-pub(super) const EXTENT_DATA: u32 = 108;
 
 #[repr(C)]
 struct VolArgsV2 {
@@ -115,7 +114,7 @@ const WAIT_SYNC: libc::Ioctl = nix::request_code_write!(MAGIC, 22, 8);
 const SNAP_CREATE_V2: libc::Ioctl = nix::request_code_write!(MAGIC, 23, 4096);
 const SUBVOL_CREATE_V2: libc::Ioctl = nix::request_code_write!(MAGIC, 24, 4096);
 const START_SYNC: libc::Ioctl = nix::request_code_read!(MAGIC, 24, 8);
-const SUBVOL_GETFLAGS: libc::Ioctl = nix::request_code_read!(MAGIC, 25, 8);
+#[cfg(test)]
 const SUBVOL_SETFLAGS: libc::Ioctl = nix::request_code_write!(MAGIC, 26, 8);
 const GET_SUBVOL_INFO: libc::Ioctl = nix::request_code_read!(MAGIC, 60, 504);
 const GET_SUBVOL_ROOTREF: libc::Ioctl = nix::request_code_readwrite!(MAGIC, 61, 4096);
@@ -129,6 +128,7 @@ pub(super) struct SubvolInfo {
     pub id: u64,
     /// The number of the subvolume it lies in; 0 for the top level.
     pub parent_id: u64,
+    pub read_only: bool,
     /// The transaction in which its tree was last written.
     pub generation: u64,
     pub uuid: [u8; 16],
@@ -203,15 +203,13 @@ pub(super) fn destroy(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     unsafe { call(dir, SNAP_DESTROY_V2, &raw mut *args) }
 }
 
-/// Whether a subvolume is read-only.
-pub(super) fn is_read_only(subvolume: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut flags: u64 = 0;
-    // SAFETY: this request writes a `u64`.
-    unsafe { call(subvolume, SUBVOL_GETFLAGS, &raw mut flags) }?;
-    Ok(flags & READ_ONLY != 0)
+/// Whether the subvolume that a descriptor is in is read-only.
+pub(super) fn is_read_only(inside: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(info(inside)?.read_only)
 }
 
 /// Makes a subvolume read-only, or writable.
+#[cfg(test)]
 pub(super) fn set_read_only(subvolume: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     let mut flags: u64 = if on { READ_ONLY } else { 0 };
     // SAFETY: this request reads a `u64`.
@@ -243,6 +241,7 @@ pub(super) fn info(subvolume: BorrowedFd<'_>) -> io::Result<SubvolInfo> {
     Ok(SubvolInfo {
         id: args.treeid,
         parent_id: args.parent_id,
+        read_only: args.flags & ROOT_READ_ONLY != 0,
         generation: args.generation,
         uuid: args.uuid,
         parent_uuid: args.parent_uuid,

@@ -121,7 +121,7 @@ impl Takeover for BtrfsTakeover {
         let io = |op: &'static str| Error::io(op, &site.store);
         assert!(!self.is_taken(site)?, "a store with data in it is never thrown away");
         let cleared = || -> io::Result<()> {
-            subvolume::destroy(site.dir(), OsStr::new(BUILDING))?;
+            drop_building(site.dir())?;
             for name in [TREE, MARKER] {
                 if exists(site.dir(), name)? {
                     set_immutable(take::open_below(site.dir(), name)?.as_fd(), false)?;
@@ -154,6 +154,15 @@ impl Takeover for BtrfsTakeover {
 /// Whether this directory is what lies in the place of a data dir that is not mounted.
 pub(super) fn is_marker(dir: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(marker::read(dir)?.is_some())
+}
+
+/// Throws away a head that is not complete. As a snapshot of a marked data dir it may be immutable, as that one is.
+fn drop_building(store: BorrowedFd<'_>) -> io::Result<()> {
+    let name = OsStr::new(BUILDING);
+    if let Some(building) = subvolume::open(store, name)? {
+        set_immutable(building.as_fd(), false)?;
+    }
+    subvolume::destroy(store, name)
 }
 
 /// Makes everything that was done in the store durable.
@@ -258,7 +267,7 @@ impl Taking<'_> {
             rename_new((store, OsStr::new(TREE)), (heads.as_fd(), &first)).map_err(io())?;
             return commit(self.site);
         }
-        subvolume::destroy(store, OsStr::new(BUILDING)).map_err(io())?;
+        drop_building(store).map_err(io())?;
         stop::here();
         let whole = self.place.way == Way::Entries
             && subvolume::is_root(self.place.data.as_fd()).map_err(io())?
@@ -300,6 +309,7 @@ impl Taking<'_> {
     /// A snapshot of the data dir has all, but not at its place.
     fn snapshot(&self) -> io::Result<()> {
         let store_name = self.place.store.file_name().unwrap_or_default();
+        stop::link_error().map_or(Ok(()), Err)?;
         sys::snapshot(self.place.data.as_fd(), self.store(), OsStr::new(BUILDING), false)?;
         stop::here();
         let building = take::open_below(self.store(), BUILDING)?;
@@ -341,7 +351,7 @@ impl Taking<'_> {
                 remove_tree(store, OsStr::new(name))?;
                 stop::here();
             }
-            subvolume::destroy(store, OsStr::new(BUILDING))
+            drop_building(store)
         };
         cleared().map_err(self.io("remove the original names of"))?;
         commit(self.site)
@@ -351,7 +361,7 @@ impl Taking<'_> {
     fn put_back(&self, cause: Error) -> Error {
         let undone = || -> io::Result<()> {
             let store = self.store();
-            subvolume::destroy(store, OsStr::new(BUILDING))?;
+            drop_building(store)?;
             stop::here();
             match self.place.way {
                 Way::Swap => self.exchange_back()?,

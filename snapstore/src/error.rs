@@ -113,9 +113,15 @@ pub enum Error {
     // --- The world below.
     #[error("{op} {path}: {source}", path = .path.display())]
     Io { op: &'static str, path: PathBuf, source: io::Error },
+<<<<<<< HEAD
     /// A program of the system's that a backend runs.
     #[error("`{command}` {outcome}{}", said_hint(.said))]
     Command { command: String, outcome: String, said: String },
+=======
+    /// A program that was run for a backend.
+    #[error("`{command}`: {reason}")]
+    Command { command: String, reason: String },
+>>>>>>> wt-native
     #[error("metadata: {0}")]
     Metadata(String, Option<i32>),
 }

@@ -20,6 +20,7 @@ pub mod native;
 pub mod procs;
 pub mod progress;
 pub mod retention;
+pub mod store;
 #[doc(hidden)]
 pub mod sync;
 mod sys;

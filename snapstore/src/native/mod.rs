@@ -5,4 +5,17 @@
 //! and makes new heads from it. Everything else is the same for all of them and stands here once: which height is
 //! which epoch, lineages, holds, rollback and its undoing, and what a crash at any step leaves.
 
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `engine` | what an engine must do |
+//! | `takeover` | what it must do when a directory is adopted or ejected |
+//! | `engines` | which engines there are |
+//! | `site` | where a store is: what engines are opened with |
+//! | `command` | running programs, without a shell |
+
+pub mod command;
 pub mod engine;
+pub(crate) mod engines;
+pub mod site;
+pub mod takeover;

@@ -113,15 +113,9 @@ pub enum Error {
     // --- The world below.
     #[error("{op} {path}: {source}", path = .path.display())]
     Io { op: &'static str, path: PathBuf, source: io::Error },
-<<<<<<< HEAD
-    /// A program of the system's that a backend runs.
-    #[error("`{command}` {outcome}{}", said_hint(.said))]
-    Command { command: String, outcome: String, said: String },
-=======
     /// A program that was run for a backend.
     #[error("`{command}`: {reason}")]
     Command { command: String, reason: String },
->>>>>>> wt-native
     #[error("metadata: {0}")]
     Metadata(String, Option<i32>),
 }
@@ -141,10 +135,6 @@ fn nearest_hint(nearest: &Option<Height>) -> String {
 
 fn oldest_hint(oldest: &Option<Height>) -> String {
     oldest.map_or_else(String::new, |n| format!("; the oldest is {n}"))
-}
-
-fn said_hint(said: &str) -> String {
-    if said.is_empty() { String::new() } else { format!(": {said}") }
 }
 
 fn pid_hint(pid: &Option<u32>) -> String {

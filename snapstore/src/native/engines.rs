@@ -5,13 +5,15 @@ use std::path::Path;
 use super::engine::Engine;
 use super::site::Site;
 use super::takeover::Takeover;
+use super::zfs;
 use crate::backend::BackendKind;
 use crate::error::{Error, Result};
 
 /// Opens the engine of a native store. What it needs to know beside the site, it keeps in the store itself.
 pub(crate) fn open(kind: BackendKind, site: &Site) -> Result<Box<dyn Engine>> {
     match kind {
-        BackendKind::Btrfs | BackendKind::Zfs | BackendKind::External | BackendKind::Chunk => {
+        BackendKind::Zfs => zfs::open(site),
+        BackendKind::Btrfs | BackendKind::External | BackendKind::Chunk => {
             Err(missing(kind, &site.store))
         }
     }
@@ -20,16 +22,18 @@ pub(crate) fn open(kind: BackendKind, site: &Site) -> Result<Box<dyn Engine>> {
 /// Taking over and giving back for a kind.
 pub(crate) fn takeover(kind: BackendKind, at: &Path) -> Result<Box<dyn Takeover>> {
     match kind {
-        BackendKind::Btrfs | BackendKind::Zfs | BackendKind::External | BackendKind::Chunk => {
+        BackendKind::Zfs => zfs::takeover(at),
+        BackendKind::Btrfs | BackendKind::External | BackendKind::Chunk => {
             Err(missing(kind, at))
         }
     }
 }
 
 /// Why `auto` takes this kind for a directory: a clause such as "it is a Btrfs subvolume". `None`: it does not.
-pub(crate) fn fits(kind: BackendKind, _data_dir: &Path) -> Result<Option<String>> {
+pub(crate) fn fits(kind: BackendKind, data_dir: &Path) -> Result<Option<String>> {
     match kind {
-        BackendKind::Btrfs | BackendKind::Zfs | BackendKind::External | BackendKind::Chunk => Ok(None),
+        BackendKind::Zfs => zfs::fits(data_dir),
+        BackendKind::Btrfs | BackendKind::External | BackendKind::Chunk => Ok(None),
     }
 }
 

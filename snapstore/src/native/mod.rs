@@ -4,7 +4,6 @@
 //! go there by FUSE passthrough where the kernel has it. An [`engine::Engine`] freezes a head, shows what was frozen
 //! and makes new heads from it. Everything else is the same for all of them and stands here once: which height is
 //! which epoch, lineages, holds, rollback and its undoing, and what a crash at any step leaves.
-
 //!
 //! | file | what is in it |
 //! |---|---|
@@ -13,9 +12,11 @@
 //! | `engines` | which engines there are |
 //! | `site` | where a store is: what engines are opened with |
 //! | `command` | running programs, without a shell |
+//! | `zfs` | ZFS, of the kernel or by zfs-fuse |
 
 pub mod command;
 pub mod engine;
 pub(crate) mod engines;
 pub mod site;
 pub mod takeover;
+mod zfs;

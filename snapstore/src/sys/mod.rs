@@ -7,10 +7,12 @@ use std::os::unix::ffi::OsStrExt;
 
 mod flags;
 mod stat;
+mod tree;
 mod xattr;
 
 pub(crate) use flags::set_immutable;
 pub(crate) use stat::{Stat, space_of, stat_at};
+pub(crate) use tree::tree_without_mounts;
 pub(crate) use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 
 /// Starts the write-back of all dirty pages of a file without waiting (`sync_file_range`).

@@ -31,7 +31,7 @@ pub(crate) const CONTAINER: &str = "org.tmfs:container";
 pub(crate) const HEIGHT: &str = "org.tmfs:height";
 pub(crate) const TIME: &str = "org.tmfs:time";
 pub(crate) const HASH: &str = "org.tmfs:hash";
-/// What adopting replaced, for eject: the mount point as it was set (`-`: inherited), and `canmount`.
+/// What adopting replaced, for eject: whether the mount point was `local` or `inherited`, and `canmount`.
 pub(crate) const MOUNTPOINT_WAS: &str = "org.tmfs:mountpoint";
 pub(crate) const CANMOUNT_WAS: &str = "org.tmfs:canmount";
 

@@ -22,6 +22,8 @@ pub enum Choice {
     Btrfs,
     /// A ZFS dataset and its snapshots.
     Zfs,
+    /// Whatever these commands do. For a data dir that has it already they replace those of before.
+    External(Box<native::external::Config>),
 }
 
 impl Choice {
@@ -31,6 +33,7 @@ impl Choice {
             Choice::Chunk => BackendKind::Chunk,
             Choice::Btrfs => BackendKind::Btrfs,
             Choice::Zfs => BackendKind::Zfs,
+            Choice::External(_) => BackendKind::External,
         }
     }
 }

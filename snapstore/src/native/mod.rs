@@ -10,6 +10,7 @@
 //! | `engine` | what an engine must do |
 //! | `takeover` | what it must do when a directory is adopted or ejected |
 //! | `engines` | which engines there are |
+//! | `external` | the engine whose work is done by commands of the administrator |
 //! | `site` | where a store is: what engines are opened with |
 //! | `command` | running programs, without a shell |
 //! | `zfs` | ZFS, of the kernel or by zfs-fuse |
@@ -17,6 +18,7 @@
 pub mod command;
 pub mod engine;
 pub(crate) mod engines;
+pub mod external;
 pub mod site;
 pub mod takeover;
 mod zfs;

@@ -5,12 +5,11 @@
 
 use std::path::Path;
 
-use snapstore::control::FailureKind;
 use snapstore::locate::Located;
 use snapstore::store::{self, Choice};
 
 use crate::config::{Backend, External};
-use crate::failure::{failure, usage};
+use crate::failure::usage;
 use crate::output;
 
 /// What was asked for.
@@ -45,31 +44,28 @@ impl Asked {
         }))
     }
 
-    /// For a directory that is not adopted, or not to its end.
-    pub fn for_plain(self, data_dir: &Path) -> anyhow::Result<Option<Choice>> {
+    /// What adopting is told.
+    pub fn choice(&self) -> Option<&Choice> {
         match self {
-            Asked::One(choice) => Ok(Some(choice)),
-            Asked::Auto => {
-                let (choice, why) = store::choose(data_dir)?;
-                output::say(&format!("backend {}: {why}", choice.kind()));
-                Ok(Some(choice))
-            }
+            Asked::Auto => None,
+            Asked::One(choice) => Some(choice),
         }
     }
 
-    /// For a data dir that is adopted.
-    pub fn for_adopted(self, located: &Located) -> anyhow::Result<Option<Choice>> {
-        let Asked::One(choice) = self else { return Ok(None) };
-        let (asked, kind) = (choice.kind(), store::kind(&located.store)?);
-        if asked != kind {
-            let message = format!(
-                "{}: is kept by the backend {kind}, not {asked}; mount it without --backend, or eject it first (which \
-                 drops its history)",
-                located.data_dir.display()
-            );
-            return Err(failure(FailureKind::Failed, message));
+    /// Adopts, and says which backend tmfs itself has chosen, and why. An adoption that was interrupted goes on with what
+    /// it was begun with.
+    pub fn adopting(&self, data_dir: &Path, adopt: impl FnOnce() -> anyhow::Result<Located>) -> anyhow::Result<Located> {
+        let chosen = match self {
+            Asked::Auto => Some(store::choose(data_dir)?),
+            Asked::One(_) => None,
+        };
+        let located = adopt()?;
+        if let Some((choice, why)) = chosen {
+            let kind = store::kind(&located.store)?;
+            let why = if kind == choice.kind() { why } else { "the adoption was begun with it".to_owned() };
+            output::say(&format!("backend {kind}: {why}"));
         }
-        Ok(Some(choice))
+        Ok(located)
     }
 }
 
@@ -77,6 +73,7 @@ impl Asked {
 mod tests {
     use super::*;
     use crate::failure::kind;
+    use snapstore::control::FailureKind;
 
     #[test]
     fn the_external_backend_and_its_commands_go_together() {

@@ -125,7 +125,7 @@ fn adopt(data_dir: &Path, store: Option<&Path>, asked: backends::Asked) -> anyho
         detach::dead(data_dir, "recovering")?;
         state = target::state(data_dir, store)?;
     }
-    let choice = match state {
+    let adopted = match state {
         State::Mounted(client) => {
             let pid = client.daemon_pid()?;
             let message = format!("{}: mounted already, by process {pid}", data_dir.display());
@@ -135,12 +135,13 @@ fn adopt(data_dir: &Path, store: Option<&Path>, asked: backends::Asked) -> anyho
         State::Plain => {
             refuse_unmounted_volume(data_dir)?;
             refuse_in_use(data_dir, &procs::open_files(data_dir, false))?;
-            asked.for_plain(data_dir)?
+            false
         }
-        State::Adopted(located) => asked.for_adopted(&located)?,
+        State::Adopted(_) => true,
     };
     // At once for what is adopted; where it was interrupted, it goes on.
-    let located = log::on_stderr(|| store::adopt(data_dir, store, choice.as_ref(), &Bar::default()))?;
+    let adopt = || Ok(log::on_stderr(|| store::adopt(data_dir, store, asked.choice(), &Bar::default()))?);
+    let located = if adopted { adopt()? } else { asked.adopting(data_dir, adopt)? };
     if located.data_dir != data_dir {
         let message = format!(
             "{}: the store {} belongs to {}",

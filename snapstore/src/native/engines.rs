@@ -7,6 +7,7 @@ use super::engine::Engine;
 use super::external::{External, Taking};
 use super::site::Site;
 use super::takeover::Takeover;
+use super::zfs;
 use crate::backend::BackendKind;
 use crate::error::{Error, Result};
 
@@ -14,8 +15,9 @@ use crate::error::{Error, Result};
 pub(crate) fn open(kind: BackendKind, site: &Site) -> Result<Box<dyn Engine>> {
     match kind {
         BackendKind::Btrfs => Ok(Box::new(btrfs::BtrfsEngine::open(site.dir(), &site.store)?)),
+        BackendKind::Zfs => zfs::open(site),
         BackendKind::External => Ok(Box::new(External::open(site)?)),
-        BackendKind::Zfs | BackendKind::Chunk => Err(missing(kind, &site.store)),
+        BackendKind::Chunk => Err(missing(kind, &site.store)),
     }
 }
 
@@ -23,8 +25,9 @@ pub(crate) fn open(kind: BackendKind, site: &Site) -> Result<Box<dyn Engine>> {
 pub(crate) fn takeover(kind: BackendKind, at: &Path) -> Result<Box<dyn Takeover>> {
     match kind {
         BackendKind::Btrfs => Ok(Box::new(btrfs::BtrfsTakeover)),
+        BackendKind::Zfs => zfs::takeover(at),
         BackendKind::External => Ok(Box::new(Taking::with_its_own())),
-        BackendKind::Zfs | BackendKind::Chunk => Err(missing(kind, at)),
+        BackendKind::Chunk => Err(missing(kind, at)),
     }
 }
 
@@ -32,7 +35,8 @@ pub(crate) fn takeover(kind: BackendKind, at: &Path) -> Result<Box<dyn Takeover>
 pub(crate) fn fits(kind: BackendKind, data_dir: &Path) -> Result<Option<String>> {
     match kind {
         BackendKind::Btrfs => btrfs::fits(data_dir),
-        BackendKind::Zfs | BackendKind::External | BackendKind::Chunk => Ok(None),
+        BackendKind::Zfs => zfs::fits(data_dir),
+        BackendKind::External | BackendKind::Chunk => Ok(None),
     }
 }
 

@@ -24,6 +24,7 @@
 //! | `worker` | what is done behind |
 //! | `recover` | opening |
 //! | `tree` | the live head and views, over plain directories |
+//! | `zfs` | ZFS, of the kernel or by zfs-fuse |
 
 pub(crate) mod backend;
 pub(crate) mod catalog;
@@ -47,3 +48,4 @@ mod tests;
 mod twin;
 mod views;
 mod worker;
+mod zfs;

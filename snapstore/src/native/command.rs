@@ -223,7 +223,8 @@ mod tests {
     #[test]
     fn failures_say_what_was_run_and_what_it_said() {
         let error = Run::new("ls", LONG).arg("/no such").output().unwrap_err().to_string();
-        assert!(error.starts_with("`ls \"/no such\"`: exit status 2: ls: "), "{error}");
+        assert!(error.starts_with("`ls \"/no such\"`: exit status 2: "), "{error}");
+        assert!(error.contains("No such file"), "{error}");
         let error = Run::new("no-such-program-at-all", LONG).output().unwrap_err().to_string();
         assert_eq!(error, "`no-such-program-at-all`: there is no such program");
         let error = Run::new("../bin/ls", LONG).output().unwrap_err().to_string();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::btrfs;
 use super::engine::Engine;
+use super::external::{External, Taking};
 use super::site::Site;
 use super::takeover::Takeover;
 use crate::backend::BackendKind;
@@ -12,16 +13,18 @@ use crate::error::{Error, Result};
 /// Opens the engine of a native store. What it needs to know beside the site, it keeps in the store itself.
 pub(crate) fn open(kind: BackendKind, site: &Site) -> Result<Box<dyn Engine>> {
     match kind {
+        BackendKind::External => Ok(Box::new(External::open(site)?)),
         BackendKind::Btrfs => Ok(Box::new(btrfs::BtrfsEngine::open(site.dir(), &site.store)?)),
-        BackendKind::Zfs | BackendKind::External | BackendKind::Chunk => Err(missing(kind, &site.store)),
+        BackendKind::Zfs | BackendKind::Chunk => Err(missing(kind, &site.store)),
     }
 }
 
 /// Taking over and giving back for a kind.
 pub(crate) fn takeover(kind: BackendKind, at: &Path) -> Result<Box<dyn Takeover>> {
     match kind {
+        BackendKind::External => Ok(Box::new(Taking::with_its_own())),
         BackendKind::Btrfs => Ok(Box::new(btrfs::BtrfsTakeover)),
-        BackendKind::Zfs | BackendKind::External | BackendKind::Chunk => Err(missing(kind, at)),
+        BackendKind::Zfs | BackendKind::Chunk => Err(missing(kind, at)),
     }
 }
 

@@ -7,24 +7,27 @@ use super::engine::Engine;
 use super::external::{External, Taking};
 use super::site::Site;
 use super::takeover::Takeover;
+use super::zfs;
 use crate::backend::BackendKind;
 use crate::error::{Error, Result};
 
 /// Opens the engine of a native store. What it needs to know beside the site, it keeps in the store itself.
 pub(crate) fn open(kind: BackendKind, site: &Site) -> Result<Box<dyn Engine>> {
     match kind {
-        BackendKind::External => Ok(Box::new(External::open(site)?)),
         BackendKind::Btrfs => Ok(Box::new(btrfs::BtrfsEngine::open(site.dir(), &site.store)?)),
-        BackendKind::Zfs | BackendKind::Chunk => Err(missing(kind, &site.store)),
+        BackendKind::Zfs => zfs::open(site),
+        BackendKind::External => Ok(Box::new(External::open(site)?)),
+        BackendKind::Chunk => Err(missing(kind, &site.store)),
     }
 }
 
 /// Taking over and giving back for a kind.
 pub(crate) fn takeover(kind: BackendKind, at: &Path) -> Result<Box<dyn Takeover>> {
     match kind {
-        BackendKind::External => Ok(Box::new(Taking::with_its_own())),
         BackendKind::Btrfs => Ok(Box::new(btrfs::BtrfsTakeover)),
-        BackendKind::Zfs | BackendKind::Chunk => Err(missing(kind, at)),
+        BackendKind::Zfs => zfs::takeover(at),
+        BackendKind::External => Ok(Box::new(Taking::with_its_own())),
+        BackendKind::Chunk => Err(missing(kind, at)),
     }
 }
 
@@ -32,7 +35,8 @@ pub(crate) fn takeover(kind: BackendKind, at: &Path) -> Result<Box<dyn Takeover>
 pub(crate) fn fits(kind: BackendKind, data_dir: &Path) -> Result<Option<String>> {
     match kind {
         BackendKind::Btrfs => btrfs::fits(data_dir),
-        BackendKind::Zfs | BackendKind::External | BackendKind::Chunk => Ok(None),
+        BackendKind::Zfs => zfs::fits(data_dir),
+        BackendKind::External | BackendKind::Chunk => Ok(None),
     }
 }
 

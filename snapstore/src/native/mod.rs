@@ -10,9 +10,9 @@
 //! | `engine` | what an engine must do |
 //! | `takeover` | what it must do when a directory is adopted or ejected |
 //! | `engines` | which engines there are |
-//! | `btrfs` | the engine of Btrfs: subvolumes |
 //! | `external` | the engine whose work is done by commands of the administrator |
 //! | `frame` | adopting and ejecting: what is the same for all engines |
+//! | `btrfs` | the engine of Btrfs: subvolumes |
 //! | `site` | where a store is: what engines are opened with |
 //! | `command` | running programs, without a shell |
 //! | `catalog` | which epoch is which height, and what is under way |
@@ -24,10 +24,11 @@
 //! | `worker` | what is done behind |
 //! | `recover` | opening |
 //! | `tree` | the live head and views, over plain directories |
+//! | `zfs` | ZFS, of the kernel or by zfs-fuse |
 
 pub(crate) mod backend;
-pub mod btrfs;
 pub(crate) mod catalog;
+pub mod btrfs;
 pub mod command;
 pub(crate) mod core;
 pub mod engine;
@@ -41,5 +42,10 @@ mod snapshots;
 mod switch;
 pub mod takeover;
 pub(crate) mod tree;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod twin;
 mod views;
 mod worker;
+mod zfs;

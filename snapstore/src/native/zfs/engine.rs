@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
+use super::command::Zfs;
 use super::family::{EPOCH, HASH, HEIGHT, Part, STORE, TIME, snapshot_name};
 use super::pool::Pool;
 use super::{heads, listing, mounts, views};
@@ -26,8 +27,8 @@ pub(crate) struct ZfsEngine {
 
 impl ZfsEngine {
     /// Opens the engine of a store, whose lock the caller holds, and clears away views that a crash has left.
-    pub(crate) fn open(site: &Site) -> Result<ZfsEngine> {
-        let pool = Pool::open(site)?;
+    pub(crate) fn open(site: &Site, zfs: Zfs) -> Result<ZfsEngine> {
+        let pool = Pool::open(site, zfs)?;
         pool.found()?;
         let cleaned = views::clean(&pool)?;
         if cleaned > 0 {

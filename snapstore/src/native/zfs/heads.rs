@@ -68,12 +68,12 @@ pub(crate) fn mount(pool: &Pool, head: HeadId) -> Result<()> {
     let place = pool.head_place(head);
     mounts::make_dir(&place)?;
     let root = &parts[0];
+    let at = |part: &Part| if part.below.is_empty() { place.clone() } else { place.join(&part.below) };
     for part in parts.iter().filter(|part| part.canmount == "on") {
         // One that was made below since: it would be mounted when the machine boots, without what is above it.
         pool.zfs.change(&["set", &format!("{CANMOUNT_WAS}=on"), &part.name])?;
         pool.zfs.change(&["set", "canmount=noauto", &part.name])?;
     }
-    let at = |part: &Part| if part.below.is_empty() { place.clone() } else { place.join(&part.below) };
     let shown: Vec<&Part> = parts.iter().filter(|part| part.is_shown()).collect();
     let seen = mounts::all()?;
     if shown.iter().all(|part| mounts::shows(&seen, &at(part), &part.name)) {
@@ -82,6 +82,9 @@ pub(crate) fn mount(pool: &Pool, head: HeadId) -> Result<()> {
     if !mounts::shows(&seen, &place, &root.name) {
         // Bottom up: what is mounted below would be covered.
         unmount_parts(pool, parts)?;
+        // What was mounted below without it has left directories, on which zfs-fuse mounts nothing.
+        let inner = parts.iter().rev().filter(|part| !part.below.is_empty());
+        inner.for_each(|part| mounts::remove_dir(&at(part)));
         if Path::new(&root.mountpoint) != place {
             pool.zfs.change(&["set", &format!("mountpoint={}", place.display()), &root.name])?;
         }

@@ -70,6 +70,7 @@ table! {
     StoreMissing => EINVAL,
     Locked => EBUSY,
     NewerFormat => EINVAL,
+    OtherBackend => EINVAL,
     ForeignStore => EACCES,
     CannotAdopt => EINVAL,
     CannotEject => EINVAL,

@@ -7,6 +7,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::backend::BackendKind;
 use crate::types::{EpochId, Height, Ino};
 
 /// A result of the store.
@@ -90,6 +91,8 @@ pub enum Error {
     Locked { store: PathBuf, pid: Option<u32> },
     #[error("{store}: written by a newer tmfs (format {found}, this one knows up to {known}); use that version", store = .store.display())]
     NewerFormat { store: PathBuf, found: u32, known: u32 },
+    #[error("{store}: kept by the backend {found}, not {wanted}; leave --backend out, or eject first and mount anew", store = .store.display())]
+    OtherBackend { store: PathBuf, found: BackendKind, wanted: BackendKind },
     /// Whoever owns the store's directory can change what is in it.
     #[error("{store}: belongs to user {owner}, and only he can use it; `chown -R` hands a store over", store = .store.display())]
     ForeignStore { store: PathBuf, owner: u32 },

@@ -13,6 +13,7 @@ pub mod control;
 pub mod diff;
 mod disk;
 mod error;
+mod heights;
 pub mod locate;
 pub mod merkle;
 pub mod mountinfo;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::engine::Engine;
+use super::external::{External, Taking};
 use super::site::Site;
 use super::takeover::Takeover;
 use super::zfs;
@@ -13,9 +14,8 @@ use crate::error::{Error, Result};
 pub(crate) fn open(kind: BackendKind, site: &Site) -> Result<Box<dyn Engine>> {
     match kind {
         BackendKind::Zfs => zfs::open(site),
-        BackendKind::Btrfs | BackendKind::External | BackendKind::Chunk => {
-            Err(missing(kind, &site.store))
-        }
+        BackendKind::External => Ok(Box::new(External::open(site)?)),
+        BackendKind::Btrfs | BackendKind::Chunk => Err(missing(kind, &site.store)),
     }
 }
 
@@ -23,9 +23,8 @@ pub(crate) fn open(kind: BackendKind, site: &Site) -> Result<Box<dyn Engine>> {
 pub(crate) fn takeover(kind: BackendKind, at: &Path) -> Result<Box<dyn Takeover>> {
     match kind {
         BackendKind::Zfs => zfs::takeover(at),
-        BackendKind::Btrfs | BackendKind::External | BackendKind::Chunk => {
-            Err(missing(kind, at))
-        }
+        BackendKind::External => Ok(Box::new(Taking::with_its_own())),
+        BackendKind::Btrfs | BackendKind::Chunk => Err(missing(kind, at)),
     }
 }
 

@@ -4,7 +4,7 @@
 //! never looked at again, and no shell sees it, so it may hold anything. `{{` and `}}` stand for braces.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -195,11 +195,6 @@ fn parse(arg: &str) -> Result<Vec<Part>, &'static str> {
         parts.push(Part::Text(text));
     }
     Ok(parts)
-}
-
-/// Bytes of a path or name as an argument.
-pub(crate) fn word(bytes: &[u8]) -> OsString {
-    OsStr::from_bytes(bytes).to_owned()
 }
 
 #[cfg(test)]

@@ -127,6 +127,9 @@ pub(crate) fn branch(pool: &Pool, from: EpochId, new: HeadId) -> Result<()> {
         let mut args = vec!["clone".to_owned()];
         let mut set = |property: &str, value: &str| args.extend(["-o".to_owned(), format!("{property}={value}")]);
         set("canmount", if cut.canmount == "off" { "off" } else { "noauto" });
+        if cut.canmount == "on" {
+            set(CANMOUNT_WAS, "on");
+        }
         if cut.below.is_empty() {
             set("mountpoint", &pool.head_place(new).display().to_string());
             set(STORE, &pool.config.id);

@@ -31,6 +31,7 @@ impl ZfsEngine {
         let pool = Pool::open(site, zfs)?;
         pool.found()?;
         let cleaned = views::clean(&pool)?;
+        heads::sweep(&pool);
         if cleaned > 0 {
             tracing::info!(views = cleaned, "cleared away views that were left open");
         }
@@ -80,7 +81,7 @@ impl Engine for ZfsEngine {
         let family = self.pool.found()?;
         Ok(Kept {
             epochs: family.snapshots.keys().copied().collect(),
-            heads: family.heads.keys().copied().collect(),
+            heads: family.heads.keys().filter(|head| !family.doomed.contains(head)).copied().collect(),
         })
     }
 
@@ -161,6 +162,7 @@ impl Engine for ZfsEngine {
     }
 
     fn delete_snapshot(&self, epoch: EpochId) -> Result<()> {
+        let _move = self.moving.write();
         heads::delete_snapshot(&self.pool, epoch)
     }
 

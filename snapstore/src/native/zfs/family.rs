@@ -10,7 +10,7 @@
 //!
 //! Inherited marks do not count, nor those of another store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::listing::Entry;
 use crate::error::Result;
@@ -27,6 +27,8 @@ pub(crate) const EPOCH: &str = "org.tmfs:epoch";
 pub(crate) const VIEW: &str = "org.tmfs:view";
 /// Marks the file system that holds heads and views: `on`.
 pub(crate) const CONTAINER: &str = "org.tmfs:container";
+/// On a head that was deleted, while it still has snapshots: `on`.
+pub(crate) const DOOMED: &str = "org.tmfs:doomed";
 /// Told to people who look at a snapshot from below; nothing reads them.
 pub(crate) const HEIGHT: &str = "org.tmfs:height";
 pub(crate) const TIME: &str = "org.tmfs:time";
@@ -36,7 +38,7 @@ pub(crate) const MOUNTPOINT_WAS: &str = "org.tmfs:mountpoint";
 pub(crate) const CANMOUNT_WAS: &str = "org.tmfs:canmount";
 
 /// What [`Family::read`] needs to be told of everything.
-pub(crate) const PROPERTIES: [&str; 16] = [
+pub(crate) const PROPERTIES: [&str; 17] = [
     "type",
     "origin",
     "used",
@@ -49,6 +51,7 @@ pub(crate) const PROPERTIES: [&str; 16] = [
     EPOCH,
     VIEW,
     CONTAINER,
+    DOOMED,
     HEIGHT,
     TIME,
     MOUNTPOINT_WAS,
@@ -106,6 +109,8 @@ pub(crate) struct Family {
     pub(crate) container: Option<String>,
     /// The file systems of each head, those above first; the first is its root.
     pub(crate) heads: BTreeMap<HeadId, Vec<Part>>,
+    /// Those of them that were deleted, and go with the last of their snapshots.
+    pub(crate) doomed: BTreeSet<HeadId>,
     /// Each epoch's snapshots, those above first.
     pub(crate) snapshots: BTreeMap<EpochId, Vec<Cut>>,
     /// The clones of each view, those above first.
@@ -134,6 +139,9 @@ impl Family {
         let mut roots: Vec<(&Entry, HeadId)> = Vec::new();
         for entry in entries.iter().filter(ours).filter(|entry| !entry.is_snapshot()) {
             if let Some(head) = number(entry, HEAD) {
+                if entry.own(DOOMED).is_some() {
+                    family.doomed.insert(HeadId(head));
+                }
                 roots.push((entry, HeadId(head)));
             } else if let Some(epoch) = number(entry, VIEW) {
                 family.views.insert(EpochId(epoch), vec![entry.name.clone()]);
@@ -191,6 +199,11 @@ impl Family {
             }
         }
         Ok(())
+    }
+
+    /// Whether a head's file systems have snapshots that are kept.
+    pub(crate) fn has_snapshots(&self, head: HeadId) -> bool {
+        self.snapshots.values().flatten().any(|cut| self.head_of(&cut.dataset) == Some(head))
     }
 
     /// The head that a file system is part of.

@@ -16,7 +16,7 @@
 use std::path::Path;
 
 use super::family::{
-    CANMOUNT_WAS, CONTAINER, Cut, EPOCH, Family, HASH, HEAD, HEIGHT, Part, STORE, TIME, VIEW, snapshot_name,
+    CANMOUNT_WAS, CONTAINER, Cut, DOOMED, EPOCH, Family, HASH, HEAD, HEIGHT, Part, STORE, TIME, VIEW, snapshot_name,
 };
 use super::listing::{self, Source};
 use super::mounts;
@@ -51,7 +51,7 @@ const NOT_COPIED: [&str; 21] = [
     "snapshot_limit",
 ];
 /// Marks that say what the thing itself is.
-const MARKS: [&str; 8] = [STORE, HEAD, EPOCH, VIEW, CONTAINER, HEIGHT, TIME, HASH];
+const MARKS: [&str; 9] = [STORE, HEAD, EPOCH, VIEW, CONTAINER, DOOMED, HEIGHT, TIME, HASH];
 
 /// A head's file systems.
 pub(crate) fn parts(family: &Family, head: HeadId) -> Result<&[Part]> {
@@ -175,10 +175,22 @@ pub(crate) fn promote(pool: &Pool, head: HeadId) -> Result<()> {
     Err(listing::unexpected(format!("head {} has origins without end", head.0)))
 }
 
-/// Deletes a head, with all file systems below it.
+/// Deletes a head, with all file systems below it. While it has snapshots that are kept it cannot go: it is marked, is
+/// out of sight at once, and goes with the last of them.
 pub(crate) fn delete(pool: &Pool, head: HeadId) -> Result<()> {
+    let family = pool.family()?;
+    let Some(parts) = family.heads.get(&head) else { return Ok(()) };
+    refuse_foreign(&family, parts)?;
+    unmount_parts(pool, parts)?;
+    pool.zfs.change(&["set", &format!("{DOOMED}=on"), &parts[0].name])?;
+    finish_deletion(pool, head)
+}
+
+/// Destroys a head that is marked, if nothing is kept in it.
+fn finish_deletion(pool: &Pool, head: HeadId) -> Result<()> {
+    let mut family = pool.family()?;
+    // Each round takes a clone one head up the line of its origins.
     for _ in 0..1000 {
-        let family = pool.family()?;
         let dependents = family.dependents(head);
         if dependents.is_empty() {
             break;
@@ -186,9 +198,12 @@ pub(crate) fn delete(pool: &Pool, head: HeadId) -> Result<()> {
         for name in dependents {
             pool.zfs.change(&["promote", &name])?;
         }
+        family = pool.family()?;
     }
-    let family = pool.family()?;
     let Some(parts) = family.heads.get(&head) else { return Ok(()) };
+    if family.has_snapshots(head) {
+        return Ok(());
+    }
     refuse_foreign(&family, parts)?;
     unmount_parts(pool, parts)?;
     // Bottom up, and the root, which makes them a head, last.
@@ -197,6 +212,16 @@ pub(crate) fn delete(pool: &Pool, head: HeadId) -> Result<()> {
     }
     mounts::remove_dir(&pool.head_place(head));
     Ok(())
+}
+
+/// Destroys what was deleted and can go now.
+pub(crate) fn sweep(pool: &Pool) {
+    let doomed = pool.family().map(|family| family.doomed).unwrap_or_default();
+    for head in doomed {
+        if let Err(error) = finish_deletion(pool, head) {
+            tracing::warn!(head = head.0, %error, "a deleted head stays for now");
+        }
+    }
 }
 
 /// Refuses to destroy what holds something that is not tmfs's.
@@ -218,6 +243,9 @@ pub(crate) fn delete_snapshot(pool: &Pool, epoch: EpochId) -> Result<()> {
     for cut in family.snapshots.get(&epoch).into_iter().flatten().rev() {
         let name = format!("{}@{}", cut.dataset, snapshot_name(epoch));
         mounts::patient(|| pool.zfs.change(&["destroy", "-d", &name]))?;
+    }
+    if !family.doomed.is_empty() {
+        sweep(pool);
     }
     Ok(())
 }

@@ -115,6 +115,8 @@ pub struct MountTree {
     pub(crate) order: Order,
     /// Whether the kernel caches writes: as was agreed with it.
     writeback: AtomicBool,
+    /// Whether the kernel reads and writes files below by itself: as was agreed with it.
+    passthrough: AtomicBool,
     options: TreeOptions,
     mounted: Timestamp,
     /// `live.serial`, to be read without entering.
@@ -158,6 +160,7 @@ impl MountTree {
             flushers: Mutex::default(),
             order: Order::new(options.workers),
             writeback: AtomicBool::new(options.writeback),
+            passthrough: AtomicBool::new(false),
             options,
             mounted: Timestamp::now(),
             serial: AtomicU64::new(live.serial),
@@ -209,6 +212,16 @@ impl MountTree {
     /// The kernel does not cache writes after all.
     pub(crate) fn writes_go_through(&self) {
         self.writeback.store(false, Ordering::Relaxed);
+    }
+
+    /// The kernel reads and writes files below by itself.
+    pub(crate) fn pass_through(&self) {
+        self.passthrough.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel reads and writes files below by itself.
+    pub(crate) fn passes_through(&self) -> bool {
+        self.passthrough.load(Ordering::Relaxed)
     }
 
     /// The live head, for work that is no request.

@@ -12,6 +12,7 @@
 //! | `engines` | which engines there are |
 //! | `external` | the engine whose work is done by commands of the administrator |
 //! | `frame` | adopting and ejecting: what is the same for all engines |
+//! | `btrfs` | the engine of Btrfs: subvolumes |
 //! | `site` | where a store is: what engines are opened with |
 //! | `command` | running programs, without a shell |
 //! | `catalog` | which epoch is which height, and what is under way |
@@ -27,6 +28,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod catalog;
+pub mod btrfs;
 pub mod command;
 pub(crate) mod core;
 pub mod engine;

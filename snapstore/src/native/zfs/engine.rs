@@ -121,7 +121,8 @@ impl Engine for ZfsEngine {
         let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
         // What has changed is counted when it is written out, and not before.
         self.pool.zfs.sync_pool(Pool::pool_of(names[0]))?;
-        let written = format!("written@{}", snapshot_name(epoch));
+        let Some(cut) = family.snapshots.get(&epoch).and_then(|cuts| cuts.first()) else { return Ok(true) };
+        let written = format!("written@{}", cut.name);
         // A part that has no such snapshot answers with no number, or not at all.
         let Ok(entries) = listing::get(&self.pool.zfs, &[&written], &names, false) else { return Ok(true) };
         let same = entries.iter().filter(|entry| entry.value(&written) == Some("0")).count();

@@ -16,7 +16,7 @@
 use std::path::Path;
 
 use super::family::{
-    CANMOUNT_WAS, CONTAINER, Cut, DOOMED, EPOCH, Family, HASH, HEAD, HEIGHT, Part, STORE, TIME, VIEW, snapshot_name,
+    CANMOUNT_WAS, CONTAINER, Cut, DOOMED, EPOCH, Family, HASH, HEAD, HEIGHT, IMPORTED, Part, STORE, TIME, VIEW,
 };
 use super::listing::{self, Source};
 use super::mounts;
@@ -51,7 +51,7 @@ const NOT_COPIED: [&str; 21] = [
     "snapshot_limit",
 ];
 /// Marks that say what the thing itself is.
-const MARKS: [&str; 9] = [STORE, HEAD, EPOCH, VIEW, CONTAINER, DOOMED, HEIGHT, TIME, HASH];
+const MARKS: [&str; 10] = [STORE, HEAD, EPOCH, IMPORTED, VIEW, CONTAINER, DOOMED, HEIGHT, TIME, HASH];
 
 /// A head's file systems.
 pub(crate) fn parts(family: &Family, head: HeadId) -> Result<&[Part]> {
@@ -140,7 +140,7 @@ pub(crate) fn branch(pool: &Pool, from: EpochId, new: HeadId) -> Result<()> {
         for (property, value) in copied(pool, cut)? {
             set(&property, &value);
         }
-        args.extend([format!("{}@{}", cut.dataset, snapshot_name(from)), name]);
+        args.extend([cut.full_name(), name]);
         pool.zfs.change(&args)?;
     }
     Ok(())
@@ -241,8 +241,13 @@ fn refuse_foreign(family: &Family, parts: &[Part]) -> Result<()> {
 pub(crate) fn delete_snapshot(pool: &Pool, epoch: EpochId) -> Result<()> {
     let family = pool.family()?;
     for cut in family.snapshots.get(&epoch).into_iter().flatten().rev() {
-        let name = format!("{}@{}", cut.dataset, snapshot_name(epoch));
-        mounts::patient(|| pool.zfs.change(&["destroy", "-d", &name]))?;
+        let name = cut.full_name();
+        if cut.imported {
+            // Not tmfs's to destroy: it is the ancestor's again.
+            MARKS.iter().rev().try_for_each(|mark| pool.zfs.change(&["inherit", mark, &name]))?;
+        } else {
+            mounts::patient(|| pool.zfs.change(&["destroy", "-d", &name]))?;
+        }
     }
     if !family.doomed.is_empty() {
         sweep(pool);

@@ -35,6 +35,7 @@ mod engine;
 pub(crate) mod family;
 mod fits;
 mod heads;
+pub(crate) mod import;
 mod listing;
 mod mounts;
 mod pool;

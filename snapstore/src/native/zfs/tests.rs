@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::engine::ZfsEngine;
 use super::family::{CANMOUNT_WAS, HEAD, MOUNTPOINT_WAS, STORE};
 use super::fits::fits;
+use super::import;
 use super::mounts;
 use super::rig::{Rig, pool_test, read, write};
 use super::takeover::ZfsTakeover;
@@ -388,4 +389,54 @@ pool_test!(a_store_finds_its_datasets_when_they_were_renamed, |rig: &Rig| {
     assert_eq!(view(&engine, &site, 1), both("base"));
     engine.branch(EpochId(1), HeadId(2)).unwrap();
     assert!(rig.all().contains(&"things/head-2/kid".to_owned()));
+});
+
+pool_test!(snapshots_of_the_ancestor_become_heights_and_are_never_destroyed_unasked, |rig: &Rig| {
+    let dir = rig.dataset("node");
+    for height in [1200, 1300] {
+        set(&dir, &height.to_string());
+        rig.zfs(&["snapshot", &format!("{}@{height}", rig.name("node"))]);
+    }
+    rig.zfs(&["snapshot", &format!("{}@daily", rig.name("node"))]);
+    rig.zfs(&["snapshot", &format!("{}@12", rig.name("node/kid"))]);
+    set(&dir, "live");
+    let site = rig.adopt(&dir);
+    let engine = rig.engine(&site);
+    drop(engine.open_head(ONE).unwrap());
+    let pool = super::pool::Pool::open(&site, rig.zfs.clone()).unwrap();
+    let found = import::list(&pool).unwrap();
+    let heights: Vec<u64> = found.iter().map(|one| one.height.0).collect();
+    assert_eq!(heights, [1200, 1300]);
+    assert!(found.iter().all(|one| one.time.as_second() > 1_000_000_000));
+    for (one, epoch) in found.iter().zip([5, 6]) {
+        import::take(&pool, one, EpochId(epoch)).unwrap();
+        import::take(&pool, one, EpochId(epoch)).unwrap();
+    }
+    snapshot(&engine, ONE, 7);
+    assert_eq!(kept(&engine).0, [5, 6, 7]);
+    let shows = |epoch: u64| {
+        drop(engine.open_view(EpochId(epoch)).unwrap());
+        let text = read(&site.path(format!("views/{epoch}")), "file");
+        engine.close_view(EpochId(epoch)).unwrap();
+        text
+    };
+    assert_eq!((shows(5), shows(6), shows(7)), ("1200".into(), "1300".into(), "live".into()));
+    assert_eq!(import::list(&pool).unwrap(), found, "they are still there by their names");
+    engine.branch(EpochId(5), HeadId(2)).unwrap();
+    engine.switch(Some(EpochId(5)), HeadId(2)).unwrap();
+    drop(engine.open_head(HeadId(2)).unwrap());
+    assert_eq!(read(&head(&site, HeadId(2)), "file"), "1200");
+    engine.switch(None, ONE).unwrap();
+    engine.delete_head(HeadId(2)).unwrap();
+    // Made tmfs's own, one is destroyed when it is deleted; the other is only forgotten.
+    import::make_own(&pool, &found[1]).unwrap();
+    import::make_own(&pool, &found[1]).unwrap();
+    assert_eq!(shows(6), "1300");
+    engine.delete_snapshot(EpochId(5)).unwrap();
+    engine.delete_snapshot(EpochId(6)).unwrap();
+    assert_eq!(kept(&engine).0, [7]);
+    let takeover = ZfsTakeover::with(rig.zfs.clone());
+    takeover.give_back(&site, ONE, &Silent).unwrap();
+    assert_eq!(rig.all(), ["node", "node@1200", "node@daily", "node/kid", "node/kid@12"]);
+    assert_eq!(value(rig, "node@1200", STORE).0, "-");
 });

@@ -74,7 +74,8 @@ impl Engine for ZfsEngine {
         if !self.pool.in_kernel {
             limits.push("zfs-fuse: every open view is a clone in the pool until it is closed".to_owned());
         }
-        Abilities { keeps_heads: true, passthrough: true, space: true, limits }
+        // zfs-fuse is itself behind the kernel's cache, which has no barrier: a cut would miss what is only mapped.
+        Abilities { keeps_heads: true, passthrough: self.pool.in_kernel, space: true, limits }
     }
 
     fn kept(&self) -> Result<Kept> {

@@ -157,13 +157,16 @@ impl ZfsTakeover {
 
     /// Undoes what `take` has done before the moment that decides.
     fn undo(&self, site: &Site, config: &Config) -> Result<()> {
-        if let Some(entries) = self.adopted(config)?
-            && entries.first().and_then(|root| root.own(STORE)) == Some(&config.id)
-        {
-            self.show_again(&entries, &config.dataset, &site.data_dir)?;
-            return self.take_marks_off(&entries, &config.dataset);
+        let Some(entries) = self.adopted(config)? else { return Beneath::open(&site.data_dir)?.unmark() };
+        // Also where only the marker was written: it may have kept the dataset from being mounted at boot.
+        let root = entries.first();
+        let at = root.and_then(|root| root.value("mountpoint")).map(Path::new);
+        let ours = root.and_then(|root| root.own(STORE)) == Some(&config.id);
+        if !ours && at != Some(&site.data_dir) {
+            return Beneath::open(&site.data_dir)?.unmark();
         }
-        Beneath::open(&site.data_dir)?.unmark()
+        self.show_again(if ours { &entries } else { &[] }, &config.dataset, &site.data_dir)?;
+        if ours { self.take_marks_off(&entries, &config.dataset) } else { Ok(()) }
     }
 
     /// Deletes everything of the store's in its pool but one head.

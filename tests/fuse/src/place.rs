@@ -9,7 +9,8 @@
 //!
 //! zfs-fuse is one daemon for a whole machine, with one socket. So a test on it runs again, alone, in a mount namespace
 //! in which the directory of that socket is its own, with a daemon of its own: nobody else's pools are seen, and all of
-//! it goes with the process.
+//! it goes with the process. Where `TMFS_ZFS_DISK` names a disk, a pool is made on that instead, with the ZFS that is
+//! there: `scripts/zfsvm-test` runs the tests so in a machine that is made for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use crate::{program, skip};
 
 /// Says that this process is the one in the namespace.
 const INSIDE: &str = "TMFS_ZFS_INSIDE";
+/// A disk to make a pool on.
+const DISK: &str = "TMFS_ZFS_DISK";
 /// Where zfs-fuse has its socket, and where it notes its pools.
 const PRIVATE: [&str; 2] = ["/run/zfs", "/var/lib/zfs"];
 
@@ -73,7 +76,9 @@ impl Place {
     pub fn run(self, name: &str, test: fn(Place)) {
         match self.missing() {
             Some(reason) => skip::note(&format!("{self:?}"), &reason),
-            None if self == Place::Zfs && std::env::var_os(INSIDE).is_none() => in_namespace(name),
+            None if self == Place::Zfs && [INSIDE, DISK].iter().all(|name| std::env::var_os(name).is_none()) => {
+                in_namespace(name)
+            }
             None => test(self),
         }
     }
@@ -83,6 +88,7 @@ impl Place {
         let programs: &[&str] = match self {
             Place::Chunk | Place::External => &[],
             Place::Btrfs => &["mkfs.btrfs"],
+            Place::Zfs if std::env::var_os(DISK).is_some() => &["zpool", "zfs"],
             Place::Zfs => &["zfs-fuse", "zpool", "zfs", "unshare"],
         };
         if !programs.is_empty() && !nix::unistd::geteuid().is_root() {
@@ -134,6 +140,8 @@ pub struct Below {
     /// The data dir.
     dir: PathBuf,
     daemon: Option<Child>,
+    /// Whether it is a ZFS pool.
+    pool: bool,
 }
 
 fn below((work, below): (Work, Below), backend: &str, fill: impl FnOnce(&Path)) -> Mount {
@@ -155,20 +163,26 @@ impl Below {
         program::run(Command::new("mount").args(mount).arg(&root)).ok();
         let dir = root.join("data");
         program::run(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(&dir)).ok();
-        (Work::new(), Below { work, root, dir, daemon: None })
+        (Work::new(), Below { work, root, dir, daemon: None, pool: false })
     }
 
     fn zfs() -> (Work, Below) {
         let work = Work::new();
-        let (disk, root) = (work.path().join("disk"), work.path().join("pool"));
+        let root = work.path().join("pool");
         let dir = root.join("data");
-        let daemon = start_zfs_fuse();
-        fs::File::create(&disk).and_then(|file| file.set_len(2 << 30)).expect("a sparse file");
+        let (daemon, disk) = match std::env::var_os(DISK) {
+            Some(disk) => (None, PathBuf::from(disk)),
+            None => {
+                let disk = work.path().join("disk");
+                fs::File::create(&disk).and_then(|file| file.set_len(2 << 30)).expect("a sparse file");
+                (Some(start_zfs_fuse()), disk)
+            }
+        };
         let pool = pool();
         let paths = [root.as_os_str(), pool.as_ref(), disk.as_os_str()];
         program::run(Command::new("zpool").args(["create", "-f", "-m"]).args(paths)).ok();
         program::run(Command::new("zfs").arg("create").arg(format!("{pool}/data"))).ok();
-        (Work::new(), Below { work, root, dir, daemon: Some(daemon) })
+        (Work::new(), Below { work, root, dir, daemon, pool: true })
     }
 }
 
@@ -178,16 +192,15 @@ impl Drop for Below {
         for point in mounts_below(&self.root).into_iter().rev().filter(|point| *point != self.root) {
             let _ = Command::new("umount").arg("-l").arg(point).stderr(Stdio::null()).status();
         }
-        match &mut self.daemon {
-            Some(daemon) => {
-                let _ = Command::new("zpool").args(["destroy", "-f", &pool()]).status();
-                let _ = daemon.kill();
-                let _ = daemon.wait();
-            }
-            None => {
-                let _ = Command::new("chattr").args(["-R", "-f", "-i"]).arg(&self.root).output();
-                let _ = Command::new("umount").arg(&self.root).status();
-            }
+        if self.pool {
+            let _ = Command::new("zpool").args(["destroy", "-f", &pool()]).status();
+        } else {
+            let _ = Command::new("chattr").args(["-R", "-f", "-i"]).arg(&self.root).output();
+            let _ = Command::new("umount").arg(&self.root).status();
+        }
+        if let Some(daemon) = &mut self.daemon {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
         }
         let _ = &self.work;
     }

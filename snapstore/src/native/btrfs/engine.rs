@@ -215,6 +215,11 @@ impl Engine for BtrfsEngine {
         self.delete(self.heads.as_fd(), head.0, self.head_path(head))
     }
 
+    fn close(&self) -> Result<()> {
+        // What was written into the live head, by way of the kernel too, survives from here on.
+        nix::unistd::syncfs(&self.store).map_err(|e| Error::io("sync", &self.path)(e.into()))
+    }
+
     fn space(&self, epochs: &[EpochId]) -> Result<Vec<Space>> {
         let one = |&epoch: &EpochId| {
             let frozen = self.frozen(epoch)?;

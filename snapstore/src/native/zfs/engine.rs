@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
+use super::command::Zfs;
 use super::family::{EPOCH, HASH, HEIGHT, Part, STORE, TIME, snapshot_name};
 use super::pool::Pool;
 use super::{heads, listing, mounts, views};
@@ -26,10 +27,11 @@ pub(crate) struct ZfsEngine {
 
 impl ZfsEngine {
     /// Opens the engine of a store, whose lock the caller holds, and clears away views that a crash has left.
-    pub(crate) fn open(site: &Site) -> Result<ZfsEngine> {
-        let pool = Pool::open(site)?;
+    pub(crate) fn open(site: &Site, zfs: Zfs) -> Result<ZfsEngine> {
+        let pool = Pool::open(site, zfs)?;
         pool.found()?;
         let cleaned = views::clean(&pool)?;
+        heads::sweep(&pool);
         if cleaned > 0 {
             tracing::info!(views = cleaned, "cleared away views that were left open");
         }
@@ -72,14 +74,15 @@ impl Engine for ZfsEngine {
         if !self.pool.in_kernel {
             limits.push("zfs-fuse: every open view is a clone in the pool until it is closed".to_owned());
         }
-        Abilities { keeps_heads: true, passthrough: true, space: true, limits }
+        // zfs-fuse is itself behind the kernel's cache, which has no barrier: a cut would miss what is only mapped.
+        Abilities { keeps_heads: true, passthrough: self.pool.in_kernel, space: true, limits }
     }
 
     fn kept(&self) -> Result<Kept> {
         let family = self.pool.found()?;
         Ok(Kept {
             epochs: family.snapshots.keys().copied().collect(),
-            heads: family.heads.keys().copied().collect(),
+            heads: family.heads.keys().filter(|head| !family.doomed.contains(head)).copied().collect(),
         })
     }
 
@@ -119,7 +122,8 @@ impl Engine for ZfsEngine {
         let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
         // What has changed is counted when it is written out, and not before.
         self.pool.zfs.sync_pool(Pool::pool_of(names[0]))?;
-        let written = format!("written@{}", snapshot_name(epoch));
+        let Some(cut) = family.snapshots.get(&epoch).and_then(|cuts| cuts.first()) else { return Ok(true) };
+        let written = format!("written@{}", cut.name);
         // A part that has no such snapshot answers with no number, or not at all.
         let Ok(entries) = listing::get(&self.pool.zfs, &[&written], &names, false) else { return Ok(true) };
         let same = entries.iter().filter(|entry| entry.value(&written) == Some("0")).count();
@@ -160,6 +164,7 @@ impl Engine for ZfsEngine {
     }
 
     fn delete_snapshot(&self, epoch: EpochId) -> Result<()> {
+        let _move = self.moving.write();
         heads::delete_snapshot(&self.pool, epoch)
     }
 

@@ -4,13 +4,14 @@
 //! not looked for in a place but found by its marks, wherever among the heads it is now. What counts as tmfs's is
 //!
 //! * a head: a file system on which [`STORE`] and [`HEAD`] were set, with all file systems below it;
-//! * a snapshot of one of these, named `tmfs-<epoch>`, on which [`STORE`] and [`EPOCH`] were set;
+//! * a snapshot of one of these, named `tmfs-<epoch>`, on which [`STORE`] and [`EPOCH`] were set; or of any name, if
+//!   [`IMPORTED`] says that name too: it is shown, and forgotten when it is deleted, but never destroyed;
 //! * a view (where snapshots cannot be mounted): a clone on which [`STORE`] and [`VIEW`] were set, and what is below it;
 //! * the container: the file system on which [`STORE`] and [`CONTAINER`] were set.
 //!
 //! Inherited marks do not count, nor those of another store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::listing::Entry;
 use crate::error::Result;
@@ -27,6 +28,10 @@ pub(crate) const EPOCH: &str = "org.tmfs:epoch";
 pub(crate) const VIEW: &str = "org.tmfs:view";
 /// Marks the file system that holds heads and views: `on`.
 pub(crate) const CONTAINER: &str = "org.tmfs:container";
+/// On a head that was deleted, while it still has snapshots: `on`.
+pub(crate) const DOOMED: &str = "org.tmfs:doomed";
+/// On a snapshot of the ancestor's that was imported and keeps its name: that name.
+pub(crate) const IMPORTED: &str = "org.tmfs:imported";
 /// Told to people who look at a snapshot from below; nothing reads them.
 pub(crate) const HEIGHT: &str = "org.tmfs:height";
 pub(crate) const TIME: &str = "org.tmfs:time";
@@ -36,8 +41,9 @@ pub(crate) const MOUNTPOINT_WAS: &str = "org.tmfs:mountpoint";
 pub(crate) const CANMOUNT_WAS: &str = "org.tmfs:canmount";
 
 /// What [`Family::read`] needs to be told of everything.
-pub(crate) const PROPERTIES: [&str; 16] = [
+pub(crate) const PROPERTIES: [&str; 19] = [
     "type",
+    "creation",
     "origin",
     "used",
     "referenced",
@@ -49,6 +55,8 @@ pub(crate) const PROPERTIES: [&str; 16] = [
     EPOCH,
     VIEW,
     CONTAINER,
+    DOOMED,
+    IMPORTED,
     HEIGHT,
     TIME,
     MOUNTPOINT_WAS,
@@ -77,6 +85,13 @@ pub(crate) struct Part {
     pub(crate) mountpoint: String,
 }
 
+impl Cut {
+    /// Its full name.
+    pub(crate) fn full_name(&self) -> String {
+        format!("{}@{}", self.dataset, self.name)
+    }
+}
+
 impl Part {
     /// Whether it is to be mounted with the head.
     pub(crate) fn is_shown(&self) -> bool {
@@ -89,7 +104,11 @@ impl Part {
 pub(crate) struct Cut {
     /// Where it is now.
     pub(crate) dataset: String,
-    /// The name of that below its head's root.
+    /// What it is called there.
+    pub(crate) name: String,
+    /// Whether the ancestor made it.
+    pub(crate) imported: bool,
+    /// The name of the file system below its head's root.
     pub(crate) below: String,
     pub(crate) referenced: u64,
     pub(crate) used: u64,
@@ -106,6 +125,8 @@ pub(crate) struct Family {
     pub(crate) container: Option<String>,
     /// The file systems of each head, those above first; the first is its root.
     pub(crate) heads: BTreeMap<HeadId, Vec<Part>>,
+    /// Those of them that were deleted, and go with the last of their snapshots.
+    pub(crate) doomed: BTreeSet<HeadId>,
     /// Each epoch's snapshots, those above first.
     pub(crate) snapshots: BTreeMap<EpochId, Vec<Cut>>,
     /// The clones of each view, those above first.
@@ -134,6 +155,9 @@ impl Family {
         let mut roots: Vec<(&Entry, HeadId)> = Vec::new();
         for entry in entries.iter().filter(ours).filter(|entry| !entry.is_snapshot()) {
             if let Some(head) = number(entry, HEAD) {
+                if entry.own(DOOMED).is_some() {
+                    family.doomed.insert(HeadId(head));
+                }
                 roots.push((entry, HeadId(head)));
             } else if let Some(epoch) = number(entry, VIEW) {
                 family.views.insert(EpochId(epoch), vec![entry.name.clone()]);
@@ -175,12 +199,16 @@ impl Family {
             let Some((dataset, name)) = entry.name.split_once('@') else { continue };
             let Some(part) = parts.iter().find(|part| part.name == dataset) else { continue };
             let epoch = entry.own(EPOCH).and_then(|value| value.parse().ok()).map(EpochId);
-            match epoch.filter(|epoch| entry.own(STORE) == Some(id) && name == snapshot_name(*epoch)) {
+            let imported = entry.own(IMPORTED) == Some(name);
+            let named = |epoch: EpochId| imported || name == snapshot_name(epoch);
+            match epoch.filter(|epoch| entry.own(STORE) == Some(id) && named(*epoch)) {
                 None => self.foreign.push(entry.name.clone()),
                 // Deleted, and kept by the pool only because a head is a clone of it.
                 Some(_) if entry.value("defer_destroy") == Some("on") => {}
                 Some(epoch) => self.snapshots.entry(epoch).or_default().push(Cut {
                     dataset: dataset.to_owned(),
+                    name: name.to_owned(),
+                    imported,
                     below: part.below.clone(),
                     referenced: entry.number("referenced")?,
                     used: entry.number("used")?,
@@ -191,6 +219,11 @@ impl Family {
             }
         }
         Ok(())
+    }
+
+    /// Whether a head's file systems have snapshots that are kept.
+    pub(crate) fn has_snapshots(&self, head: HeadId) -> bool {
+        self.snapshots.values().flatten().any(|cut| self.head_of(&cut.dataset) == Some(head))
     }
 
     /// The head that a file system is part of.
@@ -278,6 +311,8 @@ mod tests {
             snapshot("p/node@tmfs-4", "off", &ours),
             snapshot("p/node@tmfs-5", "on", &[(STORE, "me"), (EPOCH, "5")]),
             snapshot("p/node@tmfs-6", "off", &[(STORE, "me"), (EPOCH, "6")]),
+            snapshot("p/node@1200", "off", &[(STORE, "me"), (EPOCH, "7"), (IMPORTED, "1200")]),
+            snapshot("p/node@1300", "off", &[(STORE, "me"), (EPOCH, "8"), (IMPORTED, "1200")]),
             fs("p/node/kid", "-", &[]),
             snapshot("p/node/kid@tmfs-6", "off", &[(STORE, "me"), (EPOCH, "6")]),
             fs("p/node2", "-", &[]),
@@ -294,12 +329,14 @@ mod tests {
         let parts: Vec<&str> = family.heads[&HeadId(1)].iter().map(|part| part.below.as_str()).collect();
         assert_eq!(parts, ["", "kid"]);
         assert!(family.heads[&HeadId(1)].iter().all(Part::is_shown));
-        assert_eq!(family.snapshots.keys().map(|epoch| epoch.0).collect::<Vec<_>>(), [3, 6]);
+        assert_eq!(family.snapshots.keys().map(|epoch| epoch.0).collect::<Vec<_>>(), [3, 6, 7]);
+        assert!(family.snapshots[&EpochId(7)][0].imported && !family.snapshots[&EpochId(6)][0].imported);
+        assert_eq!(family.snapshots[&EpochId(7)][0].full_name(), "p/node@1200");
         assert_eq!(family.snapshots[&EpochId(3)][0].dataset, "p/c/head-2");
         let below: Vec<&str> = family.snapshots[&EpochId(6)].iter().map(|cut| cut.below.as_str()).collect();
         assert_eq!(below, ["", "kid"]);
         assert_eq!(family.views[&EpochId(3)], ["p/c/view-3", "p/c/view-3/kid"]);
-        assert_eq!(family.foreign, ["p/node@daily", "p/node@tmfs-3", "p/node@tmfs-4"]);
+        assert_eq!(family.foreign, ["p/node@daily", "p/node@tmfs-3", "p/node@tmfs-4", "p/node@1300"]);
         assert_eq!(family.dependent(HeadId(1)), ["p/node"]);
         assert_eq!(family.dependent(HeadId(2)), Vec::<String>::new());
         assert_eq!(family.dependents(HeadId(2)), ["p/node"]);

@@ -16,7 +16,7 @@
 use std::path::Path;
 
 use super::family::{
-    CANMOUNT_WAS, CONTAINER, Cut, EPOCH, Family, HASH, HEAD, HEIGHT, Part, STORE, TIME, VIEW, snapshot_name,
+    CANMOUNT_WAS, CONTAINER, Cut, DOOMED, EPOCH, Family, HASH, HEAD, HEIGHT, IMPORTED, Part, STORE, TIME, VIEW,
 };
 use super::listing::{self, Source};
 use super::mounts;
@@ -51,7 +51,7 @@ const NOT_COPIED: [&str; 21] = [
     "snapshot_limit",
 ];
 /// Marks that say what the thing itself is.
-const MARKS: [&str; 8] = [STORE, HEAD, EPOCH, VIEW, CONTAINER, HEIGHT, TIME, HASH];
+const MARKS: [&str; 10] = [STORE, HEAD, EPOCH, IMPORTED, VIEW, CONTAINER, DOOMED, HEIGHT, TIME, HASH];
 
 /// A head's file systems.
 pub(crate) fn parts(family: &Family, head: HeadId) -> Result<&[Part]> {
@@ -68,12 +68,12 @@ pub(crate) fn mount(pool: &Pool, head: HeadId) -> Result<()> {
     let place = pool.head_place(head);
     mounts::make_dir(&place)?;
     let root = &parts[0];
+    let at = |part: &Part| if part.below.is_empty() { place.clone() } else { place.join(&part.below) };
     for part in parts.iter().filter(|part| part.canmount == "on") {
         // One that was made below since: it would be mounted when the machine boots, without what is above it.
         pool.zfs.change(&["set", &format!("{CANMOUNT_WAS}=on"), &part.name])?;
         pool.zfs.change(&["set", "canmount=noauto", &part.name])?;
     }
-    let at = |part: &Part| if part.below.is_empty() { place.clone() } else { place.join(&part.below) };
     let shown: Vec<&Part> = parts.iter().filter(|part| part.is_shown()).collect();
     let seen = mounts::all()?;
     if shown.iter().all(|part| mounts::shows(&seen, &at(part), &part.name)) {
@@ -82,6 +82,9 @@ pub(crate) fn mount(pool: &Pool, head: HeadId) -> Result<()> {
     if !mounts::shows(&seen, &place, &root.name) {
         // Bottom up: what is mounted below would be covered.
         unmount_parts(pool, parts)?;
+        // What was mounted below without it has left directories, on which zfs-fuse mounts nothing.
+        let inner = parts.iter().rev().filter(|part| !part.below.is_empty());
+        inner.for_each(|part| mounts::remove_dir(&at(part)));
         if Path::new(&root.mountpoint) != place {
             pool.zfs.change(&["set", &format!("mountpoint={}", place.display()), &root.name])?;
         }
@@ -124,6 +127,9 @@ pub(crate) fn branch(pool: &Pool, from: EpochId, new: HeadId) -> Result<()> {
         let mut args = vec!["clone".to_owned()];
         let mut set = |property: &str, value: &str| args.extend(["-o".to_owned(), format!("{property}={value}")]);
         set("canmount", if cut.canmount == "off" { "off" } else { "noauto" });
+        if cut.canmount == "on" {
+            set(CANMOUNT_WAS, "on");
+        }
         if cut.below.is_empty() {
             set("mountpoint", &pool.head_place(new).display().to_string());
             set(STORE, &pool.config.id);
@@ -134,7 +140,7 @@ pub(crate) fn branch(pool: &Pool, from: EpochId, new: HeadId) -> Result<()> {
         for (property, value) in copied(pool, cut)? {
             set(&property, &value);
         }
-        args.extend([format!("{}@{}", cut.dataset, snapshot_name(from)), name]);
+        args.extend([cut.full_name(), name]);
         pool.zfs.change(&args)?;
     }
     Ok(())
@@ -169,10 +175,22 @@ pub(crate) fn promote(pool: &Pool, head: HeadId) -> Result<()> {
     Err(listing::unexpected(format!("head {} has origins without end", head.0)))
 }
 
-/// Deletes a head, with all file systems below it.
+/// Deletes a head, with all file systems below it. While it has snapshots that are kept it cannot go: it is marked, is
+/// out of sight at once, and goes with the last of them.
 pub(crate) fn delete(pool: &Pool, head: HeadId) -> Result<()> {
+    let family = pool.family()?;
+    let Some(parts) = family.heads.get(&head) else { return Ok(()) };
+    refuse_foreign(&family, parts)?;
+    unmount_parts(pool, parts)?;
+    pool.zfs.change(&["set", &format!("{DOOMED}=on"), &parts[0].name])?;
+    finish_deletion(pool, head)
+}
+
+/// Destroys a head that is marked, if nothing is kept in it.
+fn finish_deletion(pool: &Pool, head: HeadId) -> Result<()> {
+    let mut family = pool.family()?;
+    // Each round takes a clone one head up the line of its origins.
     for _ in 0..1000 {
-        let family = pool.family()?;
         let dependents = family.dependents(head);
         if dependents.is_empty() {
             break;
@@ -180,9 +198,12 @@ pub(crate) fn delete(pool: &Pool, head: HeadId) -> Result<()> {
         for name in dependents {
             pool.zfs.change(&["promote", &name])?;
         }
+        family = pool.family()?;
     }
-    let family = pool.family()?;
     let Some(parts) = family.heads.get(&head) else { return Ok(()) };
+    if family.has_snapshots(head) {
+        return Ok(());
+    }
     refuse_foreign(&family, parts)?;
     unmount_parts(pool, parts)?;
     // Bottom up, and the root, which makes them a head, last.
@@ -191,6 +212,16 @@ pub(crate) fn delete(pool: &Pool, head: HeadId) -> Result<()> {
     }
     mounts::remove_dir(&pool.head_place(head));
     Ok(())
+}
+
+/// Destroys what was deleted and can go now.
+pub(crate) fn sweep(pool: &Pool) {
+    let doomed = pool.family().map(|family| family.doomed).unwrap_or_default();
+    for head in doomed {
+        if let Err(error) = finish_deletion(pool, head) {
+            tracing::warn!(head = head.0, %error, "a deleted head stays for now");
+        }
+    }
 }
 
 /// Refuses to destroy what holds something that is not tmfs's.
@@ -210,8 +241,16 @@ fn refuse_foreign(family: &Family, parts: &[Part]) -> Result<()> {
 pub(crate) fn delete_snapshot(pool: &Pool, epoch: EpochId) -> Result<()> {
     let family = pool.family()?;
     for cut in family.snapshots.get(&epoch).into_iter().flatten().rev() {
-        let name = format!("{}@{}", cut.dataset, snapshot_name(epoch));
-        mounts::patient(|| pool.zfs.change(&["destroy", "-d", &name]))?;
+        let name = cut.full_name();
+        if cut.imported {
+            // Not tmfs's to destroy: it is the ancestor's again.
+            MARKS.iter().rev().try_for_each(|mark| pool.zfs.change(&["inherit", mark, &name]))?;
+        } else {
+            mounts::patient(|| pool.zfs.change(&["destroy", "-d", &name]))?;
+        }
+    }
+    if !family.doomed.is_empty() {
+        sweep(pool);
     }
     Ok(())
 }

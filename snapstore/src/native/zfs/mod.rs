@@ -35,10 +35,17 @@ mod engine;
 pub(crate) mod family;
 mod fits;
 mod heads;
+pub(crate) mod import;
 mod listing;
 mod mounts;
 mod pool;
+#[cfg(test)]
+mod rig;
 mod takeover;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_crash;
 mod views;
 
 use std::path::Path;
@@ -50,7 +57,7 @@ use crate::error::Result;
 
 /// Opens the engine of a store whose backend is zfs.
 pub(crate) fn open(site: &Site) -> Result<Box<dyn Engine>> {
-    Ok(Box::new(engine::ZfsEngine::open(site)?))
+    Ok(Box::new(engine::ZfsEngine::open(site, pool::program(&site.store)?)?))
 }
 
 /// Taking over and giving back.

@@ -45,12 +45,12 @@ fn in_kernel() -> bool {
 
 impl Pool {
     /// The part of a store that has been adopted, or whose adoption has begun.
-    pub(crate) fn open(site: &Site) -> Result<Pool> {
+    pub(crate) fn open(site: &Site, zfs: Zfs) -> Result<Pool> {
         let Some(config) = Config::read(site.dir(), &site.store)? else {
             let detail = format!("{} is missing", site.path(super::config::NAME).display());
             return Err(Error::Damaged { what: "zfs store", detail });
         };
-        Ok(Pool::new(program(&site.store)?, config, &site.store))
+        Ok(Pool::new(zfs, config, &site.store))
     }
 
     pub(crate) fn new(zfs: Zfs, config: Config, store: &Path) -> Pool {

@@ -47,11 +47,15 @@ fn keep(path: &Path, reason: impl Into<String>) -> Error {
 
 impl ZfsTakeover {
     pub(crate) fn new(at: &Path) -> Result<ZfsTakeover> {
-        Ok(ZfsTakeover { zfs: pool::program(at)? })
+        Ok(ZfsTakeover::with(pool::program(at)?))
     }
 
-    fn pool(&self, site: &Site, config: Config) -> Pool {
-        Pool::new(self.zfs.clone(), config, &site.store)
+    pub(crate) fn with(zfs: Zfs) -> ZfsTakeover {
+        ZfsTakeover { zfs }
+    }
+
+    fn pool(&self, site: &Site) -> Result<Pool> {
+        Pool::open(site, self.zfs.clone())
     }
 
     /// The dataset that is being adopted, with everything below it; `None` when it is not there.
@@ -92,6 +96,20 @@ impl ZfsTakeover {
             self.set(root, "mountpoint", &data_dir.display().to_string())?;
         }
         Ok(())
+    }
+
+    /// Shows a dataset at the data dir again, and makes the directory beneath a plain one.
+    ///
+    /// OpenZFS mounts over the marker, so that there is no moment without either; zfs-fuse, and OpenZFS with
+    /// `overlay=off`, mount on empty directories only.
+    fn show_again(&self, entries: &[Entry], dataset: &str, data_dir: &Path) -> Result<()> {
+        let show = || {
+            self.restore_properties(entries, dataset, data_dir)?;
+            self.mount_all(dataset)
+        };
+        let shown = show();
+        Beneath::open(data_dir)?.unmark()?;
+        shown.or_else(|_| show())
     }
 
     /// Takes the marks off a head, those that make it one last.
@@ -139,18 +157,16 @@ impl ZfsTakeover {
 
     /// Undoes what `take` has done before the moment that decides.
     fn undo(&self, site: &Site, config: &Config) -> Result<()> {
-        if let Some(entries) = self.adopted(config)?
-            && entries.first().and_then(|root| root.own(STORE)) == Some(&config.id)
-        {
-            self.restore_properties(&entries, &config.dataset, &site.data_dir)?;
-            self.take_marks_off(&entries, &config.dataset)?;
+        let Some(entries) = self.adopted(config)? else { return Beneath::open(&site.data_dir)?.unmark() };
+        // Also where only the marker was written: it may have kept the dataset from being mounted at boot.
+        let root = entries.first();
+        let at = root.and_then(|root| root.value("mountpoint")).map(Path::new);
+        let ours = root.and_then(|root| root.own(STORE)) == Some(&config.id);
+        if !ours && at != Some(&site.data_dir) {
+            return Beneath::open(&site.data_dir)?.unmark();
         }
-        // The marker may be what keeps it from being mounted.
-        Beneath::open(&site.data_dir)?.unmark()?;
-        if self.adopted(config)?.is_some() {
-            self.mount_all(&config.dataset)?;
-        }
-        Ok(())
+        self.show_again(if ours { &entries } else { &[] }, &config.dataset, &site.data_dir)?;
+        if ours { self.take_marks_off(&entries, &config.dataset) } else { Ok(()) }
     }
 
     /// Deletes everything of the store's in its pool but one head.
@@ -248,7 +264,7 @@ impl Takeover for ZfsTakeover {
     }
 
     fn take(&self, site: &Site, _progress: &dyn Progress) -> Result<()> {
-        let pool = Pool::open(site)?;
+        let pool = self.pool(site)?;
         let config = &pool.config;
         if self.is_taken(site)? {
             return heads::mount(&pool, FIRST_HEAD);
@@ -285,25 +301,30 @@ impl Takeover for ZfsTakeover {
     }
 
     fn is_taken(&self, site: &Site) -> Result<bool> {
-        let Some(config) = Config::read(site.dir(), &site.store)? else { return Ok(false) };
-        let pool = self.pool(site, config);
+        if Config::read(site.dir(), &site.store)?.is_none() {
+            return Ok(false);
+        }
+        let pool = self.pool(site)?;
         let family = pool.family()?;
         let Some(parts) = family.heads.get(&FIRST_HEAD) else { return Ok(false) };
         Ok(Path::new(&parts[0].mountpoint) == pool.head_place(FIRST_HEAD))
     }
 
     fn discard(&self, site: &Site) -> Result<()> {
-        let Some(config) = Config::read(site.dir(), &site.store)? else { return Ok(()) };
-        self.undo(site, &config)?;
-        self.destroy_container(&config)?;
-        mounts::remove_dir(&self.pool(site, config).head_place(FIRST_HEAD));
+        if Config::read(site.dir(), &site.store)?.is_none() {
+            return Ok(());
+        }
+        let pool = self.pool(site)?;
+        self.undo(site, &pool.config)?;
+        self.destroy_container(&pool.config)?;
+        mounts::remove_dir(&pool.head_place(FIRST_HEAD));
         mounts::remove_dir(&site.path("heads"));
         let gone = std::fs::remove_file(site.path(config::NAME));
         gone.map_err(Error::io("remove", site.path(config::NAME)))
     }
 
     fn check_give_back(&self, site: &Site, live: HeadId) -> Result<()> {
-        let pool = Pool::open(site)?;
+        let pool = self.pool(site)?;
         let family = pool.found()?;
         let root = &heads::parts(&family, live)?[0].name;
         let wanted = &pool.config.dataset;
@@ -330,7 +351,7 @@ impl Takeover for ZfsTakeover {
     }
 
     fn give_back(&self, site: &Site, live: HeadId, _progress: &dyn Progress) -> Result<()> {
-        let pool = Pool::open(site)?;
+        let pool = self.pool(site)?;
         let family: Family = pool.family()?;
         if family.heads.contains_key(&live) {
             views::clean(&pool)?;
@@ -338,11 +359,9 @@ impl Takeover for ZfsTakeover {
             if !self.is_back(&pool, site)? {
                 heads::unmount_parts(&pool, heads::parts(&family, live)?)?;
                 self.rename_back(&pool, live)?;
-                let entries = self.adopted(&pool.config)?.unwrap_or_default();
-                self.restore_properties(&entries, &pool.config.dataset, &site.data_dir)?;
             }
-            Beneath::open(&site.data_dir)?.unmark()?;
-            self.mount_all(&pool.config.dataset)?;
+            let entries = self.adopted(&pool.config)?.unwrap_or_default();
+            self.show_again(&entries, &pool.config.dataset, &site.data_dir)?;
             mounts::open_root(&site.data_dir, &pool.config.dataset)?;
             self.delete_all_but(&pool, live)?;
             let entries = self.adopted(&pool.config)?.unwrap_or_default();

@@ -7,7 +7,7 @@
 
 use std::os::fd::OwnedFd;
 
-use super::family::{Cut, STORE, VIEW, snapshot_name};
+use super::family::{Cut, STORE, VIEW};
 use super::heads::{below, no_snapshot};
 use super::mounts;
 use super::pool::Pool;
@@ -22,7 +22,7 @@ pub(crate) fn open(pool: &Pool, epoch: EpochId) -> Result<OwnedFd> {
     mounts::make_dir(&place)?;
     let root = if pool.in_kernel {
         mount(pool, epoch, cuts)?;
-        snapshot(&cuts[0], epoch)
+        cuts[0].full_name()
     } else {
         let name = pool.new_view(&family, epoch);
         let there = family.views.get(&epoch).map(Vec::as_slice).unwrap_or_default();
@@ -32,18 +32,14 @@ pub(crate) fn open(pool: &Pool, epoch: EpochId) -> Result<OwnedFd> {
     mounts::open_root(&place, &root)
 }
 
-fn snapshot(cut: &Cut, epoch: EpochId) -> String {
-    format!("{}@{}", cut.dataset, snapshot_name(epoch))
-}
-
 fn mount(pool: &Pool, epoch: EpochId, cuts: &[Cut]) -> Result<()> {
     let place = pool.view_place(epoch);
     let seen = mounts::all()?;
     for cut in cuts.iter().filter(|cut| cut.shown) {
         let at = if cut.below.is_empty() { place.clone() } else { place.join(&cut.below) };
         // A file system that was never mounted has no directory to be seen in.
-        if at.is_dir() && !mounts::shows(&seen, &at, &snapshot(cut, epoch)) {
-            mounts::mount_snapshot(&snapshot(cut, epoch), &at)?;
+        if at.is_dir() && !mounts::shows(&seen, &at, &cut.full_name()) {
+            mounts::mount_snapshot(&cut.full_name(), &at)?;
         }
     }
     Ok(())
@@ -64,7 +60,7 @@ fn clone(pool: &Pool, epoch: EpochId, cuts: &[Cut], root: &str, there: &[String]
             } else if !cut.in_tree {
                 set("mountpoint", "none");
             }
-            args.extend([snapshot(cut, epoch), name.clone()]);
+            args.extend([cut.full_name(), name.clone()]);
             pool.zfs.change(&args)?;
         }
         let at = if cut.below.is_empty() { place.clone() } else { place.join(&cut.below) };

@@ -95,8 +95,7 @@ mod tests {
         assert_eq!(words(&imported), ["nothing new to take over"]);
         imported.heights = vec![Height(10)];
         assert_eq!(words(&imported), ["1 height taken over: 10"]);
-        imported =
-            Imported { heights: vec![Height(10), Height(20)], present: vec![Height(5)], removed: 3 };
+        imported = Imported { heights: vec![Height(10), Height(20)], present: vec![Height(5)], removed: 3 };
         assert_eq!(
             words(&imported),
             ["2 heights taken over: 10 20", "there already: 5", "originals removed: 3"]

@@ -94,7 +94,10 @@ fn a_mount_point_of_a_subvolume(place: Place) {
     let point = work.path().join("point");
     fs::create_dir(&point).unwrap();
     let source = program::run(Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(&root)).ok().text();
-    program::must("mount", &["-o".as_ref(), "subvol=data".as_ref(), source.trim().as_ref(), point.as_os_str()]);
+    program::must(
+        "mount",
+        &["-o".as_ref(), "subvol=data".as_ref(), source.trim().as_ref(), point.as_os_str()],
+    );
     let _mounted = Mounted(point.clone());
     let mount = Mount::over(Work::new(), point);
     whole_life(&mount);

@@ -34,8 +34,8 @@ impl BtmSubvolumes {
             return Err(Error::NotAStore { path: site.data_dir.clone() });
         };
         let dir = open_dir(beside).map_err(Error::io("open", beside))?;
-        let snapshots = subvolume::open_below(site.dir(), SNAPSHOTS)
-            .map_err(Error::io("open", site.path(SNAPSHOTS)))?;
+        let snapshots =
+            subvolume::open_below(site.dir(), SNAPSHOTS).map_err(Error::io("open", site.path(SNAPSHOTS)))?;
         let prefix = OsString::from_vec([name.as_bytes(), b"@"].concat());
         Ok(BtmSubvolumes { beside: beside.into(), dir, prefix, store: site.store.clone(), snapshots })
     }
@@ -94,7 +94,8 @@ impl Ancestor for BtmSubvolumes {
         }
         match sys::snapshot(of.as_fd(), self.snapshots.as_fd(), &name, true) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                let there = subvolume::open(self.snapshots.as_fd(), &name).map_err(Error::io("open", path()))?;
+                let there =
+                    subvolume::open(self.snapshots.as_fd(), &name).map_err(Error::io("open", path()))?;
                 let same = |fd: OwnedFd| {
                     Ok::<_, io::Error>(sys::info(fd.as_fd())?.parent_uuid == sys::info(of.as_fd())?.uuid)
                 };

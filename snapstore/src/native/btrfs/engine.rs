@@ -53,7 +53,8 @@ impl BtrfsEngine {
         };
         let engine = opened().map_err(io)?;
         if !subvolume::is_on_btrfs(engine.store.as_fd()).map_err(Error::io("stat", path))? {
-            let reason = "a store of the btrfs backend, which is not on Btrfs here; mount the volume it belongs to";
+            let reason =
+                "a store of the btrfs backend, which is not on Btrfs here; mount the volume it belongs to";
             return Err(Error::io("open", path)(std::io::Error::other(reason)));
         }
         Ok(engine)
@@ -115,7 +116,8 @@ impl BtrfsEngine {
                 }
             }
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-                let reason = "is it the default subvolume? Make another one that, with `btrfs subvolume set-default`";
+                let reason =
+                    "is it the default subvolume? Make another one that, with `btrfs subvolume set-default`";
                 Err(Error::io("delete", &path)(std::io::Error::new(e.kind(), format!("{e}; {reason}"))))
             }
             done => done.map_err(Error::io("delete", &path)),

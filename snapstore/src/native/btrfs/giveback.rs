@@ -177,7 +177,8 @@ impl Giving<'_> {
                 ));
             }
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
-                let reason = "does not lie in the same subvolume as its store; move the store beside it first";
+                let reason =
+                    "does not lie in the same subvolume as its store; move the store beside it first";
                 return Err(refuse(&self.place.data_dir, reason));
             }
             Err(e) => return Err(io("give back")(e)),

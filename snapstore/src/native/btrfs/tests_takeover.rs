@@ -368,9 +368,8 @@ fn flags_of_files_come_along() {
     data.before = read_dir(&data.dir);
     data.adopt().map(drop).unwrap();
     assert_same(&read_dir(&data.head(1)), &data.before, "with flags");
-    let flags = |name: &str| {
-        sys::inode_flags(File::open(data.head(1).join(name)).unwrap().as_fd()).unwrap() & NO_COW
-    };
+    let flags =
+        |name: &str| sys::inode_flags(File::open(data.head(1).join(name)).unwrap().as_fd()).unwrap() & NO_COW;
     assert_eq!((flags("no cow"), flags("large")), (NO_COW, 0));
     assert_eq!(fs::read(data.head(1).join("no cow")).unwrap(), [3; 100_000]);
 }

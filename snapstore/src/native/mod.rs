@@ -43,9 +43,9 @@ pub mod site;
 mod snapshots;
 mod switch;
 pub mod takeover;
-pub(crate) mod tree;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tree;
 #[cfg(test)]
 mod twin;
 mod views;

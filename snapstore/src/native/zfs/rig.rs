@@ -25,8 +25,8 @@ use crate::progress::Silent;
 const INSIDE: &str = "TMFS_ZFS_RIG";
 /// A disk to make pools on.
 const DISK: &str = "TMFS_ZFS_DISK";
-/// Where zfs-fuse has its socket, and where it notes its pools.
-const PRIVATE: [&str; 2] = ["/run/zfs", "/var/lib/zfs"];
+/// Where zfs-fuse has its socket and its lock, and where it notes its pools.
+const PRIVATE: [&str; 3] = ["/run/zfs", "/run/lock/zfs", "/var/lib/zfs"];
 
 /// A test that gets a [`Rig`].
 macro_rules! pool_test {

@@ -193,9 +193,9 @@ impl ZfsTakeover {
         if let Some(head) = family.head_of(wanted) {
             let aside = pool.new_head(&family, head);
             heads::unmount_parts(pool, heads::parts(&family, head)?)?;
-            self.zfs.change(&["rename", wanted, &aside])?;
+            mounts::patient(|| self.zfs.change(&["rename", wanted, &aside]))?;
         }
-        self.zfs.change(&["rename", &name, wanted])?;
+        mounts::patient(|| self.zfs.change(&["rename", &name, wanted]))?;
         pool.forget_roots();
         Ok(())
     }

@@ -65,9 +65,9 @@ pub trait FileRead: Send + Sync {
     fn chunk_hash(&self, _chunk: u32) -> Result<Option<[u8; 32]>> {
         Ok(None)
     }
-    /// A descriptor that the kernel may read and write directly, for backends whose snapshots are atomic below. Every
-    /// opening of one inode of one tree gives the same descriptor while one of them lives; in the live head it is open
-    /// for reading and writing, unless the file cannot be.
+    /// A descriptor that the kernel may read and write directly, for backends whose snapshots are atomic below
+    /// ([`Backend::passthrough`]). Every opening of one inode of one tree gives the same descriptor while one of them
+    /// lives; in the live head it is open for reading and writing, unless the file cannot be.
     fn backing(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -194,7 +194,7 @@ pub struct NewInode<'a> {
 }
 
 /// What [`Head::set_attr`] changes.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[allow(missing_docs)] // The names are stat's.
 pub struct SetAttr {
     pub mode: Option<u32>,

@@ -8,7 +8,7 @@ mod compare;
 mod content;
 mod core;
 mod database;
-mod eject;
+pub(crate) mod eject;
 mod file;
 mod fold;
 pub(crate) mod format;

@@ -88,7 +88,7 @@ impl Run {
         let status =
             wait(&mut child, self.limit).map_err(|e| self.error(format!("cannot be waited for: {e}")))?;
         let Some(status) = status else {
-            end_group(&mut child);
+            end_group(child);
             return Err(self.error(format!("was still running after {:?} and was killed", self.limit)));
         };
         // Something it has left running may hold the pipes open: it has the rest of the time.
@@ -97,7 +97,7 @@ impl Run {
             thread::sleep(Duration::from_millis(1));
         }
         if !(out.is_finished() && err.is_finished()) {
-            end_group(&mut child);
+            end_group(child);
         }
         let read = |result: thread::Result<io::Result<Vec<u8>>>| match result {
             Ok(Ok(bytes)) => Ok(bytes),
@@ -196,14 +196,18 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
 }
 
 /// Kills a child and whatever it has started.
-fn end_group(child: &mut Child) {
+fn end_group(mut child: Child) {
     let group = Pid::from_raw(child.id().cast_signed());
     if let Err(error) = killpg(group, Signal::SIGKILL)
         && error != nix::Error::ESRCH
     {
         tracing::warn!(%group, %error, "a command that took too long cannot be killed");
     }
-    let _ = child.wait();
+    // What hangs in the kernel does not die even of that: whoever waits for it must not be us.
+    match wait(&mut child, Duration::from_secs(1)) {
+        Ok(None) => drop(thread::spawn(move || child.wait())),
+        Ok(Some(_)) | Err(_) => {}
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::{engines, recover};
 use crate::backend::BackendKind;
 use crate::chunk::adopt::journal::{self, Journal};
 use crate::chunk::adopt::place::{self, There};
-use crate::chunk::adopt::walk::{names_in, remove_tree};
+use crate::chunk::adopt::walk::{names_in, remove_tree, set_times};
 use crate::chunk::adopt::{refuse, stop, sync_above};
 use crate::chunk::lock::StoreLock;
 use crate::chunk::open::{open_dir, open_new_dir};
@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::locate::Located;
 use crate::native::backend::NativeStore;
 use crate::progress::Progress;
+use crate::sys::{Stat, stat_at};
 
 /// What is under way in a store of a native backend.
 pub(crate) fn under_way(store: &Path) -> Result<Option<BackendKind>> {
@@ -95,6 +96,7 @@ pub(crate) fn adopt(
 
 fn begin(data_dir: &Path, store: &Path, takeover: &dyn Takeover, progress: &dyn Progress) -> Result<()> {
     takeover.check(data_dir, store)?;
+    let times = Times::of(data_dir, store);
     match std::fs::create_dir(store) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
             let reason = format!("the store cannot be made there: {e}; name another place with --store");
@@ -110,6 +112,7 @@ fn begin(data_dir: &Path, store: &Path, takeover: &dyn Takeover, progress: &dyn 
     }
     fchmodat(&dir, ".", Mode::from_bits_truncate(0o700), FchmodatFlags::FollowSymlink)
         .map_err(|e| Error::io("chmod", store)(e.into()))?;
+    times.keep();
     sync_above(store)?;
     journal::write(dir.as_fd(), &Journal::NativeAdopting(takeover.kind()))?;
     stop::here();
@@ -164,7 +167,10 @@ fn complete(site: &Site, takeover: &dyn Takeover) -> Result<()> {
 /// Clears away an adoption that took nothing.
 fn discard(site: &Site, takeover: &dyn Takeover) -> Result<()> {
     takeover.discard(site)?;
-    remove_store(&site.dir, &site.store)
+    let times = Times::of(&site.data_dir, &site.store);
+    remove_store(&site.dir, &site.store)?;
+    times.keep();
+    Ok(())
 }
 
 /// Ejects: the data dir becomes a plain directory, as its live head is.
@@ -211,7 +217,34 @@ fn give_back(site: &Site, takeover: &dyn Takeover, live: HeadId, progress: &dyn 
     takeover.give_back(site, live, progress)?;
     stop::here();
     progress.step("removing the store", None);
-    remove_store(&site.dir, &site.store)
+    let times = Times::of(&site.data_dir, &site.store);
+    remove_store(&site.dir, &site.store)?;
+    times.keep();
+    Ok(())
+}
+
+/// The times of a data dir that holds its store: that a store was made, or removed, is not to show in them.
+struct Times<'a> {
+    data_dir: &'a Path,
+    within: Option<(OwnedFd, Stat)>,
+}
+
+impl Times<'_> {
+    fn of<'a>(data_dir: &'a Path, store: &Path) -> Times<'a> {
+        let opened = || {
+            let dir = place::open_dir(data_dir).ok()?;
+            let stat = stat_at(dir.as_fd(), OsStr::new("")).ok()?;
+            Some((dir, stat))
+        };
+        Times { data_dir, within: if store.parent() == Some(data_dir) { opened() } else { None } }
+    }
+
+    fn keep(&self) {
+        let Some((dir, stat)) = &self.within else { return };
+        if let Err(e) = set_times(dir.as_fd(), OsStr::new("."), (stat.atime, stat.mtime)) {
+            tracing::debug!("{}: its times are not kept: {e}", self.data_dir.display());
+        }
+    }
 }
 
 /// The journal goes last, so that what is left is known for what it is.

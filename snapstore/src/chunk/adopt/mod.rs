@@ -236,6 +236,7 @@ fn link_all(
             let key = Key::dentry(crate::types::Ino::ROOT, name.as_encoded_bytes());
             Ok(meta.row_at(&key, BASE)?.flatten().is_some())
         })?;
+        journal::write(store.as_fd(), &Journal::AdoptLinking(Way::Entries))?;
         stop::here();
     }
     link::link(place, disk, meta, store.as_fd())?;

@@ -83,11 +83,11 @@ pub(crate) fn open_file(
     }
     let node = table.node(ino)?;
     let mut open = node.open.lock();
-    if let Some(file) = open.upgrade() {
-        if file.writable || !write || reopen(fd.as_fd(), OFlag::O_RDWR).is_err() {
-            drop(open);
-            return Ok((node, file));
-        }
+    if let Some(file) = open.upgrade()
+        && (file.writable || !write || reopen(fd.as_fd(), OFlag::O_RDWR).is_err())
+    {
+        drop(open);
+        return Ok((node, file));
     }
     let both = if write { reopen(fd.as_fd(), OFlag::O_RDWR).ok() } else { None };
     let file = match both {
@@ -108,13 +108,11 @@ pub(crate) struct NativeFile {
     pub ino: Ino,
     pub file: Arc<OpenFile>,
     pub node: Arc<Node>,
-    /// The tree it belongs to is kept open by it.
-    pub table: Arc<Table>,
     /// The head it belongs to, for one of the live head.
     pub head: Option<Arc<Instance>>,
     pub times: Times,
     /// Keeps a view open.
-    pub keep: Option<Arc<dyn Send + Sync>>,
+    pub _keep: Option<Arc<dyn Send + Sync>>,
 }
 
 impl NativeFile {

@@ -33,7 +33,7 @@ fn lines(text: &str) -> u64 {
     whole.lines().count() as u64
 }
 
-/// Proves P1, P3, P4 on Btrfs.
+/// Proves P1, P3, P4.
 #[test]
 fn what_was_promised_on_btrfs_is_there_after_a_cut() {
     let below = Below::Btrfs;

@@ -175,6 +175,14 @@ impl Handles {
         Some(handle)
     }
 
+    /// Takes all of them out.
+    pub fn clear(&self) {
+        let all: Vec<u64> = self.shards.iter().flat_map(|shard| shard.read().keys().copied().collect::<Vec<_>>()).collect();
+        for fh in all {
+            drop(self.remove(fh));
+        }
+    }
+
     /// The inodes of the head with this tag that are open for writing.
     pub fn writers(&self, live: Tag) -> Vec<Writer> {
         let writers = self.writers.lock();

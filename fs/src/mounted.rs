@@ -182,6 +182,9 @@ impl Mounted {
         self.retaining.end();
         *self.watching.lock() = None;
         self.tree.forget_nameless();
+        // Releases that the end of the connection has swallowed: what is open keeps views in use below.
+        self.tree.let_go();
+        self.ways.clear();
         let result = self.backend.close().map_err(Failure::from);
         if let Err(failure) = &result {
             tracing::error!(%failure, "the store was not closed cleanly");

@@ -57,6 +57,11 @@ impl<D> Ways<D> {
         }
     }
 
+    /// The connection has ended: nothing is open any more.
+    pub(crate) fn clear(&self) {
+        self.shards.iter().for_each(|shard| shard.lock().clear());
+    }
+
     /// Whether the kernel reads and writes the open inode by itself.
     pub(crate) fn is_direct(&self, id: NodeId) -> bool {
         self.shard(id).lock().get(&id).is_some_and(|open| open.direct.is_some())

@@ -229,6 +229,12 @@ impl MountTree {
         self.live.read().head.clone()
     }
 
+    /// The connection has ended: nothing is open any more, and no view is known.
+    pub fn let_go(&self) {
+        self.handles.clear();
+        self.views.clear();
+    }
+
     /// Removes what has no name and was only kept because the kernel knew it: at the end of a mount.
     pub fn forget_nameless(&self) {
         let tree = self.enter();

@@ -50,6 +50,7 @@ pub(crate) fn open(
     file.replace(&catalog.bytes()?)?;
     switch::finish(&*engine, &site, &mut catalog)?;
     file.replace(&catalog.bytes()?)?;
+    switch::clear_aside(&site)?;
     let live = open_live(&*engine, &catalog)?;
     let core = Core::new(site, engine, file, catalog, live);
     *core.findings.lock() = findings;

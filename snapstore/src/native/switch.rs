@@ -187,12 +187,14 @@ impl Core {
         let live = open_live(&*self.engine, &catalog)?;
         *self.live.write() = live;
         verb.commit(|c| *c = catalog)?;
+        clear_aside(&self.site)?;
         self.poke();
         Ok(())
     }
 }
 
-/// Has the engine make the live head what the catalog says, and completes what belongs to it. Can be done again.
+/// Has the engine make the live head what the catalog says, and completes what belongs to it. Can be done again, until
+/// the changed catalog is on the disk; only then may what was put aside go ([`clear_aside`]).
 pub(crate) fn finish(engine: &dyn Engine, site: &Site, catalog: &mut Catalog) -> Result<()> {
     let live = catalog.live;
     let row = catalog.heads.get(&live).cloned().unwrap_or_default();
@@ -206,7 +208,6 @@ pub(crate) fn finish(engine: &dyn Engine, site: &Site, catalog: &mut Catalog) ->
         // What was carried over is durable before it is gone from where it was put aside.
         engine.sync()?;
     }
-    remove_tree(site.dir(), OsStr::new(CARRY)).map_err(Error::io("remove", site.path(CARRY)))?;
     let head = catalog.head();
     head.from = None;
     head.carry.clear();
@@ -216,9 +217,14 @@ pub(crate) fn finish(engine: &dyn Engine, site: &Site, catalog: &mut Catalog) ->
     Ok(())
 }
 
+/// Removes what was put aside.
+pub(crate) fn clear_aside(site: &Site) -> Result<()> {
+    remove_tree(site.dir(), OsStr::new(CARRY)).map_err(Error::io("remove", site.path(CARRY)))
+}
+
 /// Copies what is to be carried over into the store.
 fn put_aside(site: &Site, from: std::os::fd::BorrowedFd<'_>, paths: &[PathBuf]) -> Result<()> {
-    remove_tree(site.dir(), OsStr::new(CARRY)).map_err(Error::io("remove", site.path(CARRY)))?;
+    clear_aside(site)?;
     if paths.is_empty() {
         return Ok(());
     }

@@ -19,7 +19,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use lru::LruCache;
-use nix::fcntl::{OFlag, open, openat};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 use parking_lot::{Mutex, RwLock};
 
@@ -175,9 +176,14 @@ impl Table {
             return Ok(*above);
         }
         let fd = self.fd(dir)?;
-        let above =
-            openat(&*fd, "..", PATH | OFlag::O_DIRECTORY, Mode::empty()).map_err(failed("open", dir))?;
-        let above = Arc::new(above);
+        // Where the live files lie beneath the mount that shows them, `..` of what is in their root leads to that mount,
+        // and this process would ask itself.
+        let how =
+            OpenHow::new().flags(PATH | OFlag::O_DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_XDEV);
+        let above = match openat2(&*fd, "..", how) {
+            Err(Errno::EXDEV) => return Ok(Ino::ROOT),
+            above => Arc::new(above.map_err(failed("open", dir))?),
+        };
         let stat = stat_at(above.as_fd(), OsStr::new("")).map_err(failed("stat", dir))?;
         let ino = self.numbers.lock().of(stat.id);
         if ino != Ino::ROOT {

@@ -9,15 +9,27 @@ use super::family::{EPOCH, Family, HEIGHT, IMPORTED, STORE, snapshot_name};
 use super::listing;
 use super::pool::Pool;
 use crate::error::{Error, Result};
+use crate::native::import::Ancestor;
 use crate::types::{EpochId, Height};
 
-/// A snapshot of the ancestor's.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Found {
-    /// Its full name.
-    pub(crate) name: String,
-    pub(crate) height: Height,
-    pub(crate) time: jiff::Timestamp,
+/// A snapshot of the ancestor's; its name is the full one.
+pub(crate) use crate::native::import::Ancestral as Found;
+
+/// The ancestor's snapshots of a store's dataset.
+pub(crate) struct OfPool(pub Pool);
+
+impl Ancestor for OfPool {
+    fn list(&self) -> Result<Vec<Found>> {
+        list(&self.0)
+    }
+
+    fn take(&self, one: &Found, epoch: EpochId) -> Result<()> {
+        take(&self.0, one, epoch)
+    }
+
+    fn remove(&self, one: &Found) -> Result<()> {
+        make_own(&self.0, one)
+    }
 }
 
 /// All of them, in the root datasets of the heads, imported or not.

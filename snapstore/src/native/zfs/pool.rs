@@ -43,6 +43,18 @@ fn in_kernel() -> bool {
         .is_ok_and(|text| text.lines().any(|line| line.split_whitespace().next_back() == Some("zfs")))
 }
 
+/// Nothing of a store is there.
+pub(crate) fn not_there(config: &Config) -> Error {
+    let (dataset, id) = (&config.dataset, &config.id);
+    Error::Command {
+        command: "zfs list".into(),
+        reason: format!(
+            "no dataset of this store is there (it was {dataset}, with {STORE}={id}); import its pool with `zpool \
+             import`"
+        ),
+    }
+}
+
 impl Pool {
     /// The part of a store that has been adopted, or whose adoption has begun.
     pub(crate) fn open(site: &Site, zfs: Zfs) -> Result<Pool> {
@@ -54,7 +66,14 @@ impl Pool {
     }
 
     pub(crate) fn new(zfs: Zfs, config: Config, store: &Path) -> Pool {
-        Pool { zfs, config, store: store.into(), in_kernel: in_kernel(), roots: Mutex::default(), names: Mutex::default() }
+        Pool {
+            zfs,
+            config,
+            store: store.into(),
+            in_kernel: in_kernel(),
+            roots: Mutex::default(),
+            names: Mutex::default(),
+        }
     }
 
     /// Everything of the store's, as it is now.
@@ -73,13 +92,7 @@ impl Pool {
     pub(crate) fn found(&self) -> Result<Family> {
         let family = self.family()?;
         if family.heads.is_empty() {
-            return Err(Error::Command {
-                command: "zfs list".into(),
-                reason: format!(
-                    "no dataset of this store is there (it was {}, with {STORE}={}); import its pool with `zpool import`",
-                    self.config.dataset, self.config.id
-                ),
-            });
+            return Err(not_there(&self.config));
         }
         Ok(family)
     }
@@ -96,7 +109,8 @@ impl Pool {
         }
         let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
         let family = Family::read(&listing::get(&self.zfs, &PROPERTIES, &roots, true)?, &self.config.id)?;
-        *self.names.lock() = family.heads.iter().map(|(head, parts)| (*head, parts[0].name.clone())).collect();
+        *self.names.lock() =
+            family.heads.iter().map(|(head, parts)| (*head, parts[0].name.clone())).collect();
         Ok(family)
     }
 
@@ -118,7 +132,8 @@ impl Pool {
             .collect();
         found.sort();
         for name in found {
-            let inside = |root: &String| name.strip_prefix(root.as_str()).is_some_and(|rest| rest.starts_with('/'));
+            let inside =
+                |root: &String| name.strip_prefix(root.as_str()).is_some_and(|rest| rest.starts_with('/'));
             if !roots.iter().any(inside) {
                 roots.push(name);
             }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use super::beneath::Beneath;
 use super::command::Zfs;
 use super::config::{self, Config};
-use super::family::{CANMOUNT_WAS, CONTAINER, Family, HEAD, MOUNTPOINT_WAS, Part, PROPERTIES, STORE};
+use super::family::{CANMOUNT_WAS, CONTAINER, Family, HEAD, MOUNTPOINT_WAS, PROPERTIES, Part, STORE};
 use super::heads;
 use super::listing::{self, Entry};
 use super::pool::{self, Pool};
@@ -69,6 +69,11 @@ impl ZfsTakeover {
                 if all.iter().any(|(name, _)| *name == config.dataset) { Err(error) } else { Ok(None) }
             }
         }
+    }
+
+    /// As [`ZfsTakeover::adopted`], and it is an error if it is not there.
+    fn must_be_there(&self, config: &Config) -> Result<Vec<Entry>> {
+        self.adopted(config)?.ok_or_else(|| pool::not_there(config))
     }
 
     fn set(&self, dataset: &str, property: &str, value: &str) -> Result<()> {
@@ -126,7 +131,9 @@ impl ZfsTakeover {
 
     /// Mounts everything of a dataset that is not mounted.
     fn mount_all(&self, dataset: &str) -> Result<()> {
-        for entry in listing::get(&self.zfs, &["type", "mounted", "canmount", "mountpoint"], &[dataset], true)? {
+        for entry in
+            listing::get(&self.zfs, &["type", "mounted", "canmount", "mountpoint"], &[dataset], true)?
+        {
             let wanted = entry.value("type") == Some("filesystem")
                 && entry.value("mounted") == Some("no")
                 && entry.value("canmount") != Some("off")
@@ -142,7 +149,8 @@ impl ZfsTakeover {
     fn destroy_container(&self, config: &Config) -> Result<()> {
         let all = listing::everywhere(&self.zfs, &[STORE, CONTAINER])?;
         let ours = |marks: &[String]| marks[0] == config.id && marks[1] != "-";
-        let Some((name, _)) = all.iter().filter(|(_, marks)| ours(marks)).min_by_key(|(name, _)| name.len()) else {
+        let Some((name, _)) = all.iter().filter(|(_, marks)| ours(marks)).min_by_key(|(name, _)| name.len())
+        else {
             return Ok(());
         };
         let inside = |(other, _): &&(String, Vec<String>)| {
@@ -157,7 +165,7 @@ impl ZfsTakeover {
 
     /// Undoes what `take` has done before the moment that decides.
     fn undo(&self, site: &Site, config: &Config) -> Result<()> {
-        let Some(entries) = self.adopted(config)? else { return Beneath::open(&site.data_dir)?.unmark() };
+        let entries = self.must_be_there(config)?;
         // Also where only the marker was written: it may have kept the dataset from being mounted at boot.
         let root = entries.first();
         let at = root.and_then(|root| root.value("mountpoint")).map(Path::new);
@@ -218,11 +226,15 @@ impl Takeover for ZfsTakeover {
     fn check(&self, data_dir: &Path, store: &Path) -> Result<()> {
         let dataset = fits::check(&self.zfs, data_dir, &mounts::all()?)?;
         if store.starts_with(data_dir) {
-            let reason = format!("the store {} cannot lie in the dataset that it takes over", store.display());
+            let reason =
+                format!("the store {} cannot lie in the dataset that it takes over", store.display());
             return Err(refuse(data_dir, reason));
         }
         if let Some(path) = [data_dir, store].into_iter().find(|path| !plain(path)) {
-            return Err(refuse(path, "ZFS cannot mount at a path that is so long or has such characters in it"));
+            return Err(refuse(
+                path,
+                "ZFS cannot mount at a path that is so long or has such characters in it",
+            ));
         }
         let container = Config::new(&dataset)?.container;
         let all = listing::everywhere(&self.zfs, &[STORE, CONTAINER])?;
@@ -259,7 +271,18 @@ impl Takeover for ZfsTakeover {
         let config = Config::new(&dataset)?;
         config.write(site.dir(), &site.store)?;
         let (id, on) = (format!("{STORE}={}", config.id), format!("{CONTAINER}=on"));
-        let args = ["create", "-o", "canmount=off", "-o", "mountpoint=none", "-o", &id, "-o", &on, &config.container];
+        let args = [
+            "create",
+            "-o",
+            "canmount=off",
+            "-o",
+            "mountpoint=none",
+            "-o",
+            &id,
+            "-o",
+            &on,
+            &config.container,
+        ];
         self.zfs.change(&args)
     }
 
@@ -306,7 +329,10 @@ impl Takeover for ZfsTakeover {
         }
         let pool = self.pool(site)?;
         let family = pool.family()?;
-        let Some(parts) = family.heads.get(&FIRST_HEAD) else { return Ok(false) };
+        let Some(parts) = family.heads.get(&FIRST_HEAD) else {
+            // Not marked is one thing, not there another: then nobody knows, and nothing may be cleared away.
+            return self.must_be_there(&pool.config).map(|_| false);
+        };
         Ok(Path::new(&parts[0].mountpoint) == pool.head_place(FIRST_HEAD))
     }
 
@@ -329,11 +355,13 @@ impl Takeover for ZfsTakeover {
         let root = &heads::parts(&family, live)?[0].name;
         let wanted = &pool.config.dataset;
         if root != wanted && family.head_of(wanted).is_none() && self.adopted(&pool.config)?.is_some() {
-            let reason = format!("the name {wanted} is taken by a dataset that is not tmfs's; rename that first");
+            let reason =
+                format!("the name {wanted} is taken by a dataset that is not tmfs's; rename that first");
             return Err(keep(&site.data_dir, reason));
         }
         let lost = |name: &&String| {
-            let within = |part: &Part| name.strip_prefix(&part.name).is_some_and(|rest| rest.starts_with(['@', '/']));
+            let within =
+                |part: &Part| name.strip_prefix(&part.name).is_some_and(|rest| rest.starts_with(['@', '/']));
             family.heads.iter().any(|(head, parts)| *head != live && within(&parts[0]))
         };
         if let Some(name) = family.foreign.iter().find(lost) {
@@ -366,6 +394,13 @@ impl Takeover for ZfsTakeover {
             self.delete_all_but(&pool, live)?;
             let entries = self.adopted(&pool.config)?.unwrap_or_default();
             self.take_marks_off(&entries, &pool.config.dataset)?;
+        }
+        // Whoever removes the store next must not do so while its data is not to be seen.
+        let is_back = || mounts::open_root(&site.data_dir, &pool.config.dataset).map(drop);
+        if is_back().is_err() {
+            self.must_be_there(&pool.config)?;
+            self.mount_all(&pool.config.dataset)?;
+            is_back()?;
         }
         self.destroy_container(&pool.config)?;
         for place in [pool.head_place(live), site.path("heads"), pool.views()] {

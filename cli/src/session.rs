@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use snapstore::backend::Backend;
-use snapstore::chunk;
 use snapstore::control::client::Client;
 use snapstore::control::offline::Offline;
 use snapstore::control::{Reply, Request, Verbs};
 use snapstore::progress::Progress;
+use snapstore::store;
 
 use crate::failure::failure;
 use crate::output;
@@ -36,7 +36,7 @@ impl Session {
             State::Dead => return Err(target::dead(&data_dir)),
             State::Plain => return Err(target::plain(&data_dir)),
             State::Adopted(located) => {
-                let (backend, recovery) = chunk::open(&located.store, &chunk::OpenOptions::default())?;
+                let (backend, recovery) = store::open(&located.store, &store::OpenOptions::default())?;
                 output::tell_recovery(&recovery);
                 Reach::Offline {
                     verbs: Offline::new(backend.clone(), located).telling(Box::new(Bar::default())),

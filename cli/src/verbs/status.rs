@@ -139,6 +139,8 @@ mod tests {
             usage: Usage::default(),
             cache: None,
             follower: None,
+            following: None,
+            preserve: vec![],
             retention: None,
             open_files: 0,
             open_for_writing: 0,

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::command::Cancel;
 use crate::every::{self, Every, Naming};
 use crate::keeper::Keeper;
-use crate::machine::{Kept, Machine, Take};
+use crate::machine::{Event, Kept, Machine, Take};
 use crate::pace::Pace;
 use crate::settings::{Plan, What};
 use crate::source::{Access, Problem, Source, Tip};
@@ -171,6 +171,8 @@ struct Heights {
     machine: Machine,
     pace: Pace,
     checked: Option<(u64, Duration)>,
+    /// What the chain did.
+    worry: Option<String>,
 }
 
 impl Work {
@@ -198,6 +200,7 @@ impl Work {
                     machine: Machine::new(rules),
                     pace: Pace::new(plan.poll.0, plan.poll.1),
                     checked: None,
+                    worry: None,
                 };
                 (Kind::Heights(Box::new(heights)), spec.to_string(), format!("multiples of {interval}"))
             }
@@ -255,12 +258,12 @@ impl At<'_> {
         self.following.problem = Some(words);
     }
 
-    /// Nothing is wrong any more.
-    fn well(&mut self) {
+    /// The node answers as it should; what the chain did may be worth a word.
+    fn well(&mut self, worry: Option<String>) {
         if self.said.take().is_some() {
             tracing::info!("follower: goes on");
         }
-        self.following.problem = None;
+        self.following.problem = worry;
     }
 }
 
@@ -285,20 +288,24 @@ impl Heights {
         };
         let before = self.machine.seen();
         let verdict = self.machine.observe(&tip, &kept);
-        let mut worry = None;
+        let mut doubtful = None;
+        let mut fresh = false;
         for event in &verdict.events {
             let words = words::sentence(event);
-            match words::is_problem(event) {
-                true => worry = Some(words),
-                false => tracing::info!("follower: {words}"),
+            match event {
+                Event::WentBack { .. } => {
+                    fresh = true;
+                    self.worry(words);
+                }
+                Event::Refused { .. } | Event::Stale { .. } => doubtful = Some(words),
+                _ => tracing::info!("follower: {words}"),
             }
         }
         if !verdict.believed {
-            if let Some(words) = worry {
+            if let Some(words) = doubtful {
                 at.problem(words);
             }
-            let doubts = self.machine.doubts();
-            return if doubts { self.pace.soon() } else { self.pace.failed() };
+            return if self.machine.doubts() { self.pace.soon() } else { self.pace.failed() };
         }
         let now = at.clock.now();
         self.pace.told(tip.height, now);
@@ -306,26 +313,27 @@ impl Heights {
         at.following.seen = at.timestamp();
         at.following.syncing = tip.syncing;
         let went_back = before.is_some_and(|before| tip.height < before);
-        worry = self.recheck(&kept, went_back || verdict.take.is_some(), now).or(worry);
-        let mut take = verdict.take;
-        if let (Some(take), Some(newest), Some(_)) = (&mut take, &kept.newest, &worry) {
-            take.reorganised = take.reorganised.or(Some(newest.height).filter(|_| !went_back));
+        if let Some(words) = self.recheck(&kept, went_back || verdict.take.is_some(), now) {
+            fresh = true;
+            self.worry(words);
         }
-        match worry {
-            Some(words) => at.problem(words),
-            // What the chain did stays in the status until the next snapshot; what was wrong with the node goes.
-            None if take.is_none() && at.following.height.is_some() && self.remembers(at) => {}
-            None => at.well(),
-        }
-        match take {
-            Some(take) if !at.cancel.is_set() => self.take(&take, tip, at),
+        at.well(self.worry.clone());
+        match verdict.take {
+            Some(take) if !at.cancel.is_set() => {
+                let wait = self.take(&take, tip, at);
+                if !fresh && at.following.taken == Some(Height(take.height)) {
+                    self.worry = None;
+                }
+                wait
+            }
             _ => self.pace.wait(self.machine.next(), at.clock.now()),
         }
     }
 
-    /// Whether what is in the status is about the chain, which stays worth knowing.
-    fn remembers(&self, at: &At<'_>) -> bool {
-        at.following.problem.as_ref().is_some_and(|problem| problem.starts_with("the chain "))
+    /// The chain did something that whoever restores should know: in the status until the next snapshot.
+    fn worry(&mut self, words: String) {
+        tracing::warn!("follower: {words}");
+        self.worry = Some(words);
     }
 
     /// Whether the block of the newest snapshot is the chain's still; what to say if it is not.
@@ -367,7 +375,7 @@ impl Heights {
         if take.jumped {
             label("jumped", "yes".into());
         }
-        if let Some(height) = take.reorganised {
+        if let Some(height) = self.machine.reorganised() {
             label("reorganised", height.to_string());
         }
         let skipped = take.skipped.as_ref().map(|skipped| words::skipped(skipped, self.interval));
@@ -460,7 +468,7 @@ fn by_the_clock(every: &mut Every, naming: Naming, at: &mut At<'_>) -> Duration 
         match taken {
             Ok(info) => {
                 tracing::info!(height = %info.height, "follower: took a snapshot");
-                at.well();
+                at.well(None);
                 at.following.taken = Some(info.height);
                 at.following.taken_at = Some(info.time);
             }

@@ -59,6 +59,10 @@ impl Url {
         }
         let place = format!("{host}{}", path.trim_end_matches('/'));
         let plain = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte);
+        let port = host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).map(|(_, port)| port);
+        if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+            return Err("a port is a number from 0 to 65535");
+        }
         if host.is_empty() || host.starts_with(':') || !place.bytes().all(plain) {
             return Err("a URL is http://host:port, with a path if the node wants one");
         }
@@ -142,6 +146,8 @@ impl Http {
         let value = self.json(status, &bytes)?;
         match status {
             200 => Ok(value),
+            // The node says itself what is wrong.
+            _ if value.get("error").is_some() => Ok(value),
             _ => Err(self.refused(status)),
         }
     }

@@ -87,8 +87,6 @@ pub struct Take {
     pub height: u64,
     /// What was passed on the way.
     pub skipped: Option<Skipped>,
-    /// The height of a snapshot whose block the chain has replaced since.
-    pub reorganised: Option<u64>,
     /// It comes after a jump.
     pub jumped: bool,
 }
@@ -214,7 +212,12 @@ impl Machine {
             last,
             count: (last - first) / interval + 1,
         });
-        Some(Take { height, skipped, reorganised: self.reorganised, jumped: self.jumped })
+        Some(Take { height, skipped, jumped: self.jumped })
+    }
+
+    /// The height of a snapshot whose block the chain has replaced, since the last one was taken.
+    pub fn reorganised(&self) -> Option<u64> {
+        self.reorganised
     }
 
     /// There was no answer.

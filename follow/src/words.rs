@@ -42,14 +42,6 @@ pub(crate) fn sentence(event: &Event) -> String {
     }
 }
 
-/// Whether it is something to worry about.
-pub(crate) fn is_problem(event: &Event) -> bool {
-    match event {
-        Event::WentBack { .. } | Event::Refused { .. } | Event::Reorganised { .. } | Event::Stale { .. } => true,
-        Event::RolledBack { .. } | Event::Doubted { .. } | Event::Jumped { .. } => false,
-    }
-}
-
 /// Heights that were skipped, by name as long as there are few.
 pub(crate) fn skipped(skipped: &Skipped, interval: u64) -> String {
     if skipped.count <= 10 {
@@ -76,6 +68,5 @@ mod tests {
         assert_eq!(sentence(&back), "the chain went back from height 9 to 5 without a rollback of tmfs");
         let back = Event::WentBack { from: 9, to: 5, newest: Some(7) };
         assert!(sentence(&back).ends_with("until it is above the newest snapshot, 7"));
-        assert!(is_problem(&back) && !is_problem(&Event::RolledBack { to: None }));
     }
 }

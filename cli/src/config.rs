@@ -8,6 +8,18 @@
 //! store = "/fast/disk/store"   # absolute
 //! backend = "auto"             # or "chunk"
 //!
+//! preset = "geth"              # before any table: what suits a family of nodes
+//!
+//! [follow]                     # the keys of tmfs_follow::Settings
+//! source = "evm:"
+//! interval = 100
+//!
+//! [hooks]                      # those of tmfs_follow::hooks::Hooks
+//! before = [["sync-my-database", "{height}"]]
+//!
+//! [preserve]
+//! paths = ["*.ipc"]
+//!
 //! [retention]                  # the keys of snapstore::retention::Policy
 //! interval = 10
 //! capacity = 100
@@ -22,7 +34,10 @@ use anyhow::Context;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use snapstore::retention::Policy;
+use tmfs_follow::hooks::Hooks;
+use tmfs_follow::settings::Settings;
 
+use crate::extras::Preserve;
 use crate::failure::usage;
 
 /// The whole file.
@@ -33,6 +48,14 @@ pub struct Config {
     pub mount: Mount,
     /// `[retention]`: what is pruned after each snapshot.
     pub retention: Policy,
+    /// What suits a family of nodes, where nothing else is said.
+    pub preset: Option<String>,
+    /// `[follow]`: whose height is followed.
+    pub follow: Settings,
+    /// `[hooks]`: what runs around a cut.
+    pub hooks: Hooks,
+    /// `[preserve]`: what a rollback carries over.
+    pub preserve: Preserve,
 }
 
 /// `[mount]`
@@ -89,7 +112,7 @@ pub fn read(path: &Path) -> anyhow::Result<Config> {
     parse(&text).map_err(|problem| usage(format!("{}: {problem}", path.display())))
 }
 
-fn parse(text: &str) -> Result<Config, String> {
+pub(crate) fn parse(text: &str) -> Result<Config, String> {
     let config: Config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
     config.retention.check().map_err(|problem| format!("retention: {problem}"))?;
     match &config.mount.store {

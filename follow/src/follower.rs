@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A thread that follows. Ends when this is dropped.
 pub struct Follower {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -77,7 +77,7 @@ impl Follower {
             let shared = shared.clone();
             move || shared.run(&mut work)
         })?;
-        Ok(Follower { shared, thread: Some(thread) })
+        Ok(Follower { shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// What it is at.
@@ -100,18 +100,23 @@ impl Follower {
         self.shared.state.lock().paused = false;
         self.shared.changed.notify_all();
     }
-}
 
-impl Drop for Follower {
-    fn drop(&mut self) {
+    /// Stops for good.
+    pub fn end(&self) {
         self.pause();
         self.shared.state.lock().ended = true;
         self.shared.changed.notify_all();
         // Whoever does not come to an end by then ends with the process.
         let idle = !self.shared.state.lock().working;
-        if let (Some(thread), true) = (self.thread.take(), idle) {
+        if let (Some(thread), true) = (self.thread.lock().take(), idle) {
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

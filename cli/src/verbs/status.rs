@@ -74,6 +74,10 @@ fn describe(out: &mut dyn Write, status: &Status, now: Timestamp) -> io::Result<
     if let Some(follower) = &status.follower {
         line("follows", format::text(follower))?;
     }
+    if !status.preserve.is_empty() {
+        let patterns: Vec<String> = status.preserve.iter().map(|pattern| format::text(&pattern.to_string())).collect();
+        line("preserves", patterns.join(" "))?;
+    }
     if let Some(retention) = &status.retention {
         line("retention", retention.clone())?;
     }

@@ -132,9 +132,8 @@ pub fn saved_preserve(store: &Path) -> anyhow::Result<Vec<Pattern>> {
     let path = store.join(PRESERVE);
     let next = "mount it once, or roll back with --no-preserve";
     match fs::read(&path) {
-        Ok(text) => {
-            serde_json::from_slice(&text).map_err(|error| anyhow::anyhow!("{}: {error}; {next}", path.display()))
-        }
+        Ok(text) => serde_json::from_slice(&text)
+            .map_err(|error| anyhow::anyhow!("{}: {error}; {next}", path.display())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(anyhow::anyhow!("{}: {error}; {next}", path.display())),
     }
@@ -213,7 +212,10 @@ mod tests {
     #[test]
     fn hooks_of_a_preset_can_be_replaced() {
         let before = |file: &str| extras(&["--preset", "monero"], file).unwrap().hooks.before.unwrap().len();
-        assert_eq!((before(""), before("[hooks]\nbefore = []"), before("[hooks]\ntime-limit = '1s'")), (1, 0, 1));
+        assert_eq!(
+            (before(""), before("[hooks]\nbefore = []"), before("[hooks]\ntime-limit = '1s'")),
+            (1, 0, 1)
+        );
     }
 
     #[test]

@@ -18,6 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::http::short;
+
 /// How much of what a command says is kept.
 const MOST: usize = 64 * 1024;
 
@@ -56,7 +58,7 @@ pub enum CommandError {
 
 fn said(stderr: &str) -> String {
     match stderr.lines().map(str::trim).find(|line| !line.is_empty()) {
-        Some(line) => format!(": {}", line.chars().take(200).collect::<String>()),
+        Some(line) => format!(": {}", short(line)),
         None => String::new(),
     }
 }
@@ -255,7 +257,11 @@ mod tests {
         assert_eq!(run_line("cat", LONG).unwrap(), "", "nothing to read");
         let failed = run_line("sh -c 'echo no >&2; exit 3'", LONG).unwrap_err();
         assert_eq!(failed, "sh: ended with exit status: 3: no");
-        assert!(run_line("/no/such/program x", LONG).unwrap_err().starts_with("/no/such/program: cannot be run: "));
+        assert!(
+            run_line("/no/such/program x", LONG)
+                .unwrap_err()
+                .starts_with("/no/such/program: cannot be run: ")
+        );
         assert_eq!(run_line("sh -c 'yes | head -c 1000000'", LONG).unwrap().len(), MOST, "no more is kept");
     }
 

@@ -61,7 +61,9 @@ fn after(period: Duration, now: Duration) -> Duration {
 pub fn name(naming: Naming, now: Duration, newest: Option<u64>) -> Result<u64, String> {
     match (naming, newest) {
         (Naming::Counter, None) => Ok(1),
-        (Naming::Counter, Some(newest)) => newest.checked_add(1).ok_or("there is no height above the newest".into()),
+        (Naming::Counter, Some(newest)) => {
+            newest.checked_add(1).ok_or("there is no height above the newest".into())
+        }
         (Naming::Time, newest) => match newest.filter(|newest| *newest >= now.as_secs()) {
             None => Ok(now.as_secs()),
             Some(newest) => Err(format!(

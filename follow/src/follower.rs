@@ -344,12 +344,16 @@ impl Heights {
     /// Whether the block of the newest snapshot is the chain's still; what to say if it is not.
     fn recheck(&mut self, kept: &Kept, at_once: bool, now: Duration) -> Option<String> {
         let newest = kept.newest.as_ref().filter(|newest| newest.hash.is_some())?;
-        let recently = |(height, when): (u64, Duration)| height == newest.height && now.saturating_sub(when) < RECHECK;
+        let recently =
+            |(height, when): (u64, Duration)| height == newest.height && now.saturating_sub(when) < RECHECK;
         if !at_once && self.checked.is_some_and(recently) {
             return None;
         }
-        self.checked = Some((newest.height, now));
-        match self.source.hash(newest.height) {
+        let hash = self.source.hash(newest.height);
+        // A chain that went back may not have come to that block yet: then it is looked again with each answer.
+        let there = self.machine.seen().is_some_and(|seen| seen >= newest.height);
+        self.checked = there.then_some((newest.height, now));
+        match hash {
             Ok(Some(is)) => {
                 let event = self.machine.recheck(newest, &is)?;
                 Some(words::sentence(&event))
@@ -456,7 +460,10 @@ impl Heights {
             None => tracing::info!(height, "follower: took a snapshot"),
         }
         if let Err(failure) = at.keeper.label(height, info.epoch, labels) {
-            tracing::warn!(height, "follower: what the node told after the cut is not kept as labels: {failure}");
+            tracing::warn!(
+                height,
+                "follower: what the node told after the cut is not kept as labels: {failure}"
+            );
         }
     }
 }

@@ -149,11 +149,17 @@ impl Action {
             }
             Action::SignalName { signal, .. } => signal_named(signal).map(drop),
             Action::Http { url, method, .. } => {
-                let method_is_one = !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
+                let method_is_one =
+                    !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
                 // What a placeholder stands for is plain.
-                let example = fill(url, &|name| (name != "data-dir").then(|| "0".to_owned()).or(Some("/d".into())));
+                let example =
+                    fill(url, &|name| (name != "data-dir").then(|| "0".to_owned()).or(Some("/d".into())));
                 Url::new(&example).map_err(|problem| format!("a hook's {url}: {problem}"))?;
-                if method_is_one { Ok(()) } else { Err(format!("a hook's method {method}: GET, POST or the like")) }
+                if method_is_one {
+                    Ok(())
+                } else {
+                    Err(format!("a hook's method {method}: GET, POST or the like"))
+                }
             }
         }
     }
@@ -165,7 +171,10 @@ impl Action {
             Action::SignalFile { signal, pid_file } => format!("signal {signal} to {}", pid_file.display()),
             Action::SignalName { signal, process } => format!("signal {signal} to {process}"),
             Action::Http { url, method, .. } => {
-                format!("{method} {}", Url::new(url).map_or(String::new(), |url| format!("http://{}", url.place())))
+                format!(
+                    "{method} {}",
+                    Url::new(url).map_or(String::new(), |url| format!("http://{}", url.place()))
+                )
             }
         }
     }
@@ -174,7 +183,9 @@ impl Action {
 fn signal_named(name: &str) -> Result<Signal, String> {
     let full = if name.starts_with("SIG") { name.to_owned() } else { format!("SIG{name}") };
     match full.parse() {
-        Ok(Signal::SIGKILL) | Err(_) => Err(format!("{name} is no signal for a hook; USR1, USR2, HUP or the like")),
+        Ok(Signal::SIGKILL) | Err(_) => {
+            Err(format!("{name} is no signal for a hook; USR1, USR2, HUP or the like"))
+        }
         Ok(signal) => Ok(signal),
     }
 }

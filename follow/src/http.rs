@@ -45,7 +45,9 @@ impl Url {
             None => text,
             Some(("http", rest)) => rest,
             Some(("https", _)) => {
-                return Err("https is not spoken: follow a node of this machine by http, or a local proxy to another");
+                return Err(
+                    "https is not spoken: follow a node of this machine by http, or a local proxy to another",
+                );
             }
             Some(_) => return Err("a URL begins with http://"),
         };
@@ -115,7 +117,12 @@ impl Http {
     }
 
     /// A request with any method; gives back the status and the answer.
-    pub(crate) fn request(&self, method: &str, path: &str, body: Option<&str>) -> Result<(u16, Vec<u8>), Problem> {
+    pub(crate) fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&str>,
+    ) -> Result<(u16, Vec<u8>), Problem> {
         let place = self.url.place();
         let down = |reason: String| Problem::Down { place: place.to_owned(), reason };
         let mut request = ureq::http::Request::builder().method(method).uri(format!("http://{place}{path}"));
@@ -153,7 +160,13 @@ impl Http {
     }
 
     /// A call of JSON-RPC, `"1.0"` or `"2.0"`; gives back the result.
-    pub(crate) fn call(&self, version: &str, path: &str, method: &str, params: Value) -> Result<Value, Problem> {
+    pub(crate) fn call(
+        &self,
+        version: &str,
+        path: &str,
+        method: &str,
+        params: Value,
+    ) -> Result<Value, Problem> {
         let request = json!({"jsonrpc": version, "id": 1, "method": method, "params": params});
         let (status, bytes) = self.request("POST", path, Some(&request.to_string()))?;
         // JSON-RPC 1.0 tells of an error by the HTTP status as well.
@@ -228,7 +241,8 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        let bits =
+            group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
         for at in 0..4 {
             match at <= group.len() {
                 true => text.push(char::from(DIGITS[(bits >> (18 - 6 * at) & 63) as usize])),
@@ -271,9 +285,14 @@ mod tests {
 
     #[test]
     fn base64_of_rfc_4648() {
-        for (plain, encoded) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")]
-        {
+        for (plain, encoded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
             assert_eq!(base64(plain.as_bytes()), encoded);
         }
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use snapstore::EpochId;
 use snapstore::Height;
 use snapstore::backend::{Backend, HeightQuery, SnapshotInfo, SnapshotOptions};
 use snapstore::control::{Failure, FailureKind, Reply, Request, Verbs};
-use snapstore::EpochId;
 
 use crate::machine::{Kept, Newest};
 

@@ -174,7 +174,8 @@ impl Machine {
             *self = Machine { stale: self.stale.max(self.seen), ..Machine::new(self.rules) };
         }
         self.serial = Some(kept.serial);
-        self.stale = self.stale.filter(|stale| newest.is_none_or(|newest| newest < *stale) && tip.height >= *stale);
+        self.stale =
+            self.stale.filter(|stale| newest.is_none_or(|newest| newest < *stale) && tip.height >= *stale);
         if self.stale.is_some() {
             verdict.events.push(Event::Stale { height: tip.height, newest });
             return verdict;

@@ -42,7 +42,15 @@ pub const PRESETS: [Preset; 8] = [
         source: "evm:",
         interval: 100,
         max_jump: None,
-        preserve: &["keystore", "*.ipc", "LOCK", "*/LOCK", "geth/chaindata/LOCK", "geth/nodes/LOCK", "geth/chaindata/ancient/*/FLOCK"],
+        preserve: &[
+            "keystore",
+            "*.ipc",
+            "LOCK",
+            "*/LOCK",
+            "geth/chaindata/LOCK",
+            "geth/nodes/LOCK",
+            "geth/chaindata/ancient/*/FLOCK",
+        ],
         before: None,
     },
     Preset {
@@ -74,7 +82,16 @@ pub const PRESETS: [Preset; 8] = [
         source: "bitcoin:",
         interval: 6,
         max_jump: None,
-        preserve: &["wallet.dat", "wallets", "*/wallets", ".lock", "*/.lock", ".cookie", "*/.cookie", "*.pid"],
+        preserve: &[
+            "wallet.dat",
+            "wallets",
+            "*/wallets",
+            ".lock",
+            "*/.lock",
+            ".cookie",
+            "*/.cookie",
+            "*.pid",
+        ],
         before: None,
     },
     Preset {
@@ -96,7 +113,16 @@ pub const PRESETS: [Preset; 8] = [
         source: "solana:",
         interval: 1000,
         max_jump: Some(1_000_000),
-        preserve: &["tower-*.bin", "*/tower-*.bin", "ledger.lock", "*/ledger.lock", "admin.rpc", "*/admin.rpc", "rocksdb/LOCK", "*/rocksdb/LOCK"],
+        preserve: &[
+            "tower-*.bin",
+            "*/tower-*.bin",
+            "ledger.lock",
+            "*/ledger.lock",
+            "admin.rpc",
+            "*/admin.rpc",
+            "rocksdb/LOCK",
+            "*/rocksdb/LOCK",
+        ],
         before: None,
     },
 ];
@@ -149,7 +175,9 @@ mod tests {
     fn a_validator_never_forgets_what_it_signed() {
         let preserved = |name: &str, path: &str| {
             let patterns = Preset::named(name).unwrap().preserve.iter();
-            patterns.map(|pattern| pattern.parse::<Pattern>().unwrap()).any(|pattern| pattern.matches(path.as_ref()))
+            patterns
+                .map(|pattern| pattern.parse::<Pattern>().unwrap())
+                .any(|pattern| pattern.matches(path.as_ref()))
         };
         for path in ["priv_validator_state.json", "data/priv_validator_state.json"] {
             assert!(preserved("cometbft", path), "{path}");

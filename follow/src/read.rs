@@ -43,7 +43,9 @@ pub(crate) fn read(path: &Path, most: usize, limit: Duration, cancel: &Cancel) -
         match answered.recv_timeout(Duration::from_millis(20)) {
             Ok(result) => return result,
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("reading panicked")),
-            Err(RecvTimeoutError::Timeout) if cancel.is_set() => return Err(io::ErrorKind::Interrupted.into()),
+            Err(RecvTimeoutError::Timeout) if cancel.is_set() => {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => {
                 return Err(io::ErrorKind::TimedOut.into());
             }

@@ -126,7 +126,9 @@ impl What {
     /// The rules for heights.
     pub fn rules(&self) -> Option<Rules> {
         match *self {
-            What::Heights { interval, max_jump, accept_jumps, .. } => Some(Rules { interval, max_jump, accept_jumps }),
+            What::Heights { interval, max_jump, accept_jumps, .. } => {
+                Some(Rules { interval, max_jump, accept_jumps })
+            }
             What::Every { .. } => None,
         }
     }
@@ -156,7 +158,9 @@ impl Settings {
     pub fn plan(self, data_dir: &Path) -> Result<Option<Plan>, String> {
         let wrong = |text: &str| Err(text.to_owned());
         let what = match (self.source, self.every) {
-            (Some(Target::Source(_)), Some(_)) => return wrong("follow a height or the clock (every), not both"),
+            (Some(Target::Source(_)), Some(_)) => {
+                return wrong("follow a height or the clock (every), not both");
+            }
             (None | Some(Target::None), Some(period)) => {
                 if period.0 < Duration::from_secs(1) {
                     return wrong("every: at least a second");
@@ -168,7 +172,9 @@ impl Settings {
             }
             (Some(Target::None), None) => return Ok(None),
             (None, None) if self.interval.is_some() || self.accept_jumps.is_some() => {
-                return wrong("interval and accept-jumps need something to follow (--follow, or source in [follow])");
+                return wrong(
+                    "interval and accept-jumps need something to follow (--follow, or source in [follow])",
+                );
             }
             (None, None) => return Ok(None),
             (Some(Target::Source(source)), None) => What::Heights {
@@ -178,10 +184,7 @@ impl Settings {
                 accept_jumps: self.accept_jumps.unwrap_or(false),
             },
         };
-        let poll = (
-            self.poll_min.map_or(POLL.0, |span| span.0),
-            self.poll_max.map_or(POLL.1, |span| span.0),
-        );
+        let poll = (self.poll_min.map_or(POLL.0, |span| span.0), self.poll_max.map_or(POLL.1, |span| span.0));
         if poll.0 > poll.1 {
             return wrong("poll-min is longer than poll-max");
         }
@@ -243,7 +246,14 @@ mod tests {
         ] {
             assert!(plan(settings(text)).is_err(), "{text}");
         }
-        for text in ["source = 'emv:'", "interval = 0", "every = 5", "sauce = 'evm:'", "source = 'file:x'", "height = 'x'"] {
+        for text in [
+            "source = 'emv:'",
+            "interval = 0",
+            "every = 5",
+            "sauce = 'evm:'",
+            "source = 'file:x'",
+            "height = 'x'",
+        ] {
             assert!(toml::from_str::<Settings>(text).is_err(), "{text}");
         }
         assert_eq!(plan(settings("")), Ok(None));

@@ -32,7 +32,8 @@ impl FromStr for Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis() as u64;
-        let (name, unit) = UNITS.iter().rev().find(|(_, unit)| millis.is_multiple_of(*unit)).expect("1 divides all");
+        let (name, unit) =
+            UNITS.iter().rev().find(|(_, unit)| millis.is_multiple_of(*unit)).expect("1 divides all");
         write!(f, "{}{name}", millis / unit)
     }
 }
@@ -55,12 +56,26 @@ mod tests {
 
     #[test]
     fn as_written() {
-        for (text, millis) in [("500ms", 500), ("10s", 10_000), ("5m", 300_000), ("1h", 3_600_000), ("2d", 172_800_000)] {
+        for (text, millis) in
+            [("500ms", 500), ("10s", 10_000), ("5m", 300_000), ("1h", 3_600_000), ("2d", 172_800_000)]
+        {
             let span: Span = text.parse().unwrap();
             assert_eq!((span.0.as_millis(), span.to_string()), (millis, text.to_owned()));
         }
         assert_eq!("60s".parse::<Span>().unwrap().to_string(), "1m");
-        for bad in ["", "5", "m", "0s", "-1s", "1.5s", "5 m", "5w", "99999999999999999999s", "18446744073709551615d", "367d"] {
+        for bad in [
+            "",
+            "5",
+            "m",
+            "0s",
+            "-1s",
+            "1.5s",
+            "5 m",
+            "5w",
+            "99999999999999999999s",
+            "18446744073709551615d",
+            "367d",
+        ] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
     }

@@ -8,7 +8,9 @@ pub(crate) fn sentence(event: &Event) -> String {
         Event::RolledBack { to: Some(to) } => {
             format!("the data was rolled back or brought back by tmfs; going on from height {to}")
         }
-        Event::RolledBack { to: None } => "the data was rolled back by tmfs; going on from the first height".into(),
+        Event::RolledBack { to: None } => {
+            "the data was rolled back by tmfs; going on from the first height".into()
+        }
         Event::WentBack { from, to, newest } => {
             let taken = match newest {
                 Some(newest) if newest >= to => {
@@ -59,7 +61,10 @@ mod tests {
     fn few_by_name_and_many_as_a_range() {
         assert_eq!(skipped(&Skipped { first: 10, last: 30, count: 3 }, 10), "10 20 30");
         assert_eq!(skipped(&Skipped { first: 10, last: 110, count: 11 }, 10), "10 to 110 (11 heights)");
-        assert_eq!(skipped(&Skipped { first: u64::MAX - 1, last: u64::MAX - 1, count: 1 }, u64::MAX), "18446744073709551614");
+        assert_eq!(
+            skipped(&Skipped { first: u64::MAX - 1, last: u64::MAX - 1, count: 1 }, u64::MAX),
+            "18446744073709551614"
+        );
     }
 
     #[test]

@@ -24,7 +24,11 @@ impl Mounted {
             limits: self.limits(),
             retention: self.retaining.words(),
             preserve: self.preserve.get().cloned().unwrap_or_default(),
-            last_error: base.last_error.clone().or_else(|| self.retaining.failed()).or_else(|| self.hook_problem()),
+            last_error: base
+                .last_error
+                .clone()
+                .or_else(|| self.retaining.failed())
+                .or_else(|| self.hook_problem()),
             ..base
         })
     }

@@ -28,13 +28,15 @@ impl Verbs for Mounted {
             Request::Rollback { to, preserve, only, force, dry_run } => {
                 let _one = self.verb.lock();
                 // Patterns mean what is there at the moment of the switch.
-                let rollback = |dry_run| self.backend.rollback(*to, &self.preserved(preserve, *only)?, dry_run);
+                let rollback =
+                    |dry_run| self.backend.rollback(*to, &self.preserved(preserve, *only)?, dry_run);
                 // Tried dry first: what cannot be done must fail before anything is refused, flushed or cut off.
                 self.switched(rollback(true)?, *force, *dry_run, || rollback(false))
             }
             Request::UndoRollback { only, force, dry_run } => {
                 let _one = self.verb.lock();
-                let undo = |dry_run| self.backend.undo_rollback_preserving(&self.preserved(&[], *only)?, dry_run);
+                let undo =
+                    |dry_run| self.backend.undo_rollback_preserving(&self.preserved(&[], *only)?, dry_run);
                 self.switched(undo(true)?, *force, *dry_run, || undo(false))
             }
             Request::Unmount => self.unmount().map(|()| Reply::Done),

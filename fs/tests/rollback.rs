@@ -109,7 +109,8 @@ fn a_dry_run_changes_nothing() {
     m.snapshot(2);
     let _open = OpenOptions::new().append(true).open(m.path("f")).unwrap();
     let to = HeightQuery::Exact(Height(1));
-    let would = m.call(Request::Rollback { to, preserve: vec![], only: false, force: false, dry_run: true }).unwrap();
+    let would =
+        m.call(Request::Rollback { to, preserve: vec![], only: false, force: false, dry_run: true }).unwrap();
     let Reply::Switched(report) = would else { panic!("{would:?}") };
     assert_eq!(report.hidden_heights, [Height(2)]);
     assert!(fs::read(m.path("f")).unwrap().starts_with(b"newer"));

@@ -34,7 +34,11 @@ impl FromStr for Pattern {
                 // Always UTF-8, as the text is.
                 Component::Normal(name) => names.push(name.to_string_lossy().into_owned()),
                 Component::CurDir => {}
-                _ => return Err(format!("{text}: a path to preserve is relative to the data dir, without `..`")),
+                _ => {
+                    return Err(format!(
+                        "{text}: a path to preserve is relative to the data dir, without `..`"
+                    ));
+                }
             }
         }
         match names.is_empty() {
@@ -199,7 +203,8 @@ mod tests {
         match (pattern.split_first(), name.split_first()) {
             (None, None) => true,
             (Some((b'*', rest)), _) => {
-                fits_slowly(rest, name) || name.split_first().is_some_and(|(_, name)| fits_slowly(pattern, name))
+                fits_slowly(rest, name)
+                    || name.split_first().is_some_and(|(_, name)| fits_slowly(pattern, name))
             }
             (Some((b'?', rest)), Some((_, name))) => fits_slowly(rest, name),
             (Some((byte, rest)), Some((found, name))) => byte == found && fits_slowly(rest, name),

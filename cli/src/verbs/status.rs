@@ -72,10 +72,11 @@ fn describe(out: &mut dyn Write, status: &Status, now: Timestamp) -> io::Result<
         line("undo", format!("{count} can be undone (`tmfs rollback --undo`)"))?;
     }
     if let Some(follower) = &status.follower {
-        line("follows", format::text(follower))?;
+        line("follows", format::sentence(follower))?;
     }
     if !status.preserve.is_empty() {
-        let patterns: Vec<String> = status.preserve.iter().map(|pattern| format::text(&pattern.to_string())).collect();
+        let patterns: Vec<String> =
+            status.preserve.iter().map(|pattern| format::text(&pattern.to_string())).collect();
         line("preserves", patterns.join(" "))?;
     }
     if let Some(retention) = &status.retention {

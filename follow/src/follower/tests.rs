@@ -90,7 +90,8 @@ impl Store {
 impl Keeper for Store {
     fn kept(&self) -> Result<Kept, Failure> {
         let store = self.0.lock();
-        let newest = store.snapshots.last().map(|info| Newest { height: info.height.0, hash: info.hash.clone() });
+        let newest =
+            store.snapshots.last().map(|info| Newest { height: info.height.0, hash: info.hash.clone() });
         Ok(Kept { newest, serial: store.serial })
     }
 
@@ -191,7 +192,8 @@ fn labels_hash_and_what_was_told_after_the_cut() {
     assert_eq!(bench.store.label(1210, "height-after").as_deref(), Some("1212"));
     assert_eq!(bench.store.label(1210, "mismatch").as_deref(), Some("1210 before the cut, 1212 after it"));
     // Nor does the node.
-    bench.node.0.lock().tips = [Ok(Tip { height: 1220, syncing: true, ..Tip::default() }), Err("gone")].into();
+    bench.node.0.lock().tips =
+        [Ok(Tip { height: 1220, syncing: true, ..Tip::default() }), Err("gone")].into();
     bench.step();
     assert_eq!(bench.store.label(1220, "height-after").as_deref(), Some("unknown"));
     assert!(bench.store.label(1220, "mismatch").unwrap().contains("gone"));
@@ -245,9 +247,17 @@ fn a_reorganised_chain_is_told_of_until_the_next_snapshot_but_one() {
     bench.through([1200, 1200, 1203]);
     bench.node.fork("bb");
     bench.through([1198]);
-    assert!(bench.problem().contains("reorganised") || bench.problem().contains("went back"), "{}", bench.problem());
+    assert!(
+        bench.problem().contains("reorganised") || bench.problem().contains("went back"),
+        "{}",
+        bench.problem()
+    );
     bench.through([1200, 1205]);
-    assert!(bench.problem().contains("block 1200, of which there is a snapshot, was 000004b0 and is 000004b0bb now"));
+    assert!(
+        bench
+            .problem()
+            .contains("block 1200, of which there is a snapshot, was 000004b0 and is 000004b0bb now")
+    );
     bench.through([1210]);
     assert_eq!(bench.store.heights(), [1200, 1210]);
     assert_eq!(bench.store.label(1210, "reorganised").as_deref(), Some("1200"));
@@ -323,7 +333,8 @@ fn the_thread_pauses_goes_on_and_ends() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("height");
     std::fs::write(&file, "1199").unwrap();
-    let settings = format!("source = 'file:{}'\ninterval = 10\npoll-min = '5ms'\npoll-max = '10ms'", file.display());
+    let settings =
+        format!("source = 'file:{}'\ninterval = 10\npoll-min = '5ms'\npoll-max = '10ms'", file.display());
     let plan = toml::from_str::<Settings>(&settings).unwrap().plan(Path::new("/data")).unwrap().unwrap();
     let store = Store::default();
     let clock = Arc::new(crate::clock::SystemClock::default());

@@ -63,7 +63,11 @@ fn around(text: &str) -> Running {
 fn commands_run_in_order_and_know_where_they_are() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("said").display().to_string();
-    let line = |what: &str| format!("['sh', '-c', 'echo {what} $1 $TMFS_HEIGHT $TMFS_PATH $TMFS_PHASE $TMFS_TAKEN >> {file}', 'sh', '{{height}}']");
+    let line = |what: &str| {
+        format!(
+            "['sh', '-c', 'echo {what} $1 $TMFS_HEIGHT $TMFS_PATH $TMFS_PHASE $TMFS_TAKEN >> {file}', 'sh', '{{height}}']"
+        )
+    };
     let running = around(&format!("before = [{}, {}]\nafter = [{}]", line("a"), line("b"), line("c")));
     assert_eq!(running.before(Height(7)).unwrap(), BTreeMap::new());
     running.after(Height(7), true);
@@ -85,7 +89,10 @@ fn one_that_fails_is_a_label_or_the_end() {
     std::fs::remove_file(&ran).unwrap();
     let running = around(&format!("{text}\non-failure = 'give-up'"));
     let failure = running.before(Height(7)).unwrap_err();
-    assert!(failure.message.starts_with("no snapshot of height 7 was taken: hook before the cut: false"), "{failure}");
+    assert!(
+        failure.message.starts_with("no snapshot of height 7 was taken: hook before the cut: false"),
+        "{failure}"
+    );
     assert!(!ran.exists());
     // The next time all may be well.
     let running = around("before = ['sleep 100']\nafter = ['false']\ntime-limit = '100ms'");
@@ -106,7 +113,9 @@ fn signals_reach_who_is_meant() {
     let script = "trap 'echo got >> got; exit 0' USR1; echo $$ > pid; while :; do sleep 0.02; done";
     let start = || {
         let child = Command::new("sh").args(["-c", script]).current_dir(&dir).spawn().unwrap();
-        while std::fs::read_to_string(dir.join("pid")).is_ok_and(|pid| pid.trim() == child.id().to_string()) == false {
+        while std::fs::read_to_string(dir.join("pid")).is_ok_and(|pid| pid.trim() == child.id().to_string())
+            == false
+        {
             thread::sleep(Duration::from_millis(2));
         }
         child
@@ -148,7 +157,9 @@ fn requests_are_made() {
         }
         asked
     });
-    let running = around(&format!("before = [{{http = 'http://{place}/flush?at={{height}}', body = '{{\"height\":{{height}}}}'}}]"));
+    let running = around(&format!(
+        "before = [{{http = 'http://{place}/flush?at={{height}}', body = '{{\"height\":{{height}}}}'}}]"
+    ));
     assert_eq!(running.before(Height(7)).unwrap(), BTreeMap::new());
     assert_eq!(running.before(Height(7)).unwrap(), BTreeMap::new());
     let failed = running.before(Height(7)).unwrap();

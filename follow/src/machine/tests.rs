@@ -103,7 +103,8 @@ fn a_lie_is_not_believed() {
     let mut run = Run::new(10, Some(1200));
     run.tell([1201, u64::MAX, u64::MAX, 5_000_000_000, 5_000_000_010, 1202]);
     assert_eq!(run.taken, [] as [u64; 0]);
-    let refused = run.events.iter().filter(|event| matches!(event, Event::Refused { basis: 1201, .. })).count();
+    let refused =
+        run.events.iter().filter(|event| matches!(event, Event::Refused { basis: 1201, .. })).count();
     assert_eq!(refused, 4);
     run.tell([1210]);
     assert_eq!(run.taken, [1210], "the genuine chain goes on");
@@ -111,7 +112,11 @@ fn a_lie_is_not_believed() {
     let mut run = Run::new(10, Some(1200));
     run.tell([1201, 51_200, 1202, 1210]);
     assert_eq!(run.taken, [1210]);
-    assert!(matches!(run.events[..], [Event::Doubted { height: 51_200, basis: Some(1201) }]), "{:?}", run.events);
+    assert!(
+        matches!(run.events[..], [Event::Doubted { height: 51_200, basis: Some(1201) }]),
+        "{:?}",
+        run.events
+    );
 }
 
 #[test]
@@ -185,7 +190,10 @@ fn what_a_node_remembers_from_before_a_rollback_counts_for_nothing() {
         run.kept = Kept { serial: 2, ..kept(Some(1190)) };
         run.tell([1207, 1208, 1210]);
         assert_eq!(run.taken, [1200]);
-        assert_eq!(run.events[1..], [1207, 1208, 1210].map(|height| Event::Stale { height, newest: Some(1190) }));
+        assert_eq!(
+            run.events[1..],
+            [1207, 1208, 1210].map(|height| Event::Stale { height, newest: Some(1190) })
+        );
         run
     };
     let mut run = rolled_back();

@@ -11,7 +11,8 @@ impl Source for Cometbft {
         let sync = &status["result"]["sync_info"];
         let height = sync["latest_block_height"].as_str().and_then(decimal);
         let height = height.ok_or_else(|| self.0.garbage("/status has no latest_block_height"))?;
-        let syncing = sync["catching_up"].as_bool().ok_or_else(|| self.0.garbage("/status has no catching_up"))?;
+        let syncing =
+            sync["catching_up"].as_bool().ok_or_else(|| self.0.garbage("/status has no catching_up"))?;
         // Empty before the first block.
         let hash = sync["latest_block_hash"].as_str().and_then(hex_hash);
         Ok(Tip { height, hash, syncing })

@@ -18,7 +18,8 @@ impl Evm {
 impl Source for Evm {
     fn tip(&mut self) -> Result<Tip, Problem> {
         let number = self.0.call("2.0", "", "eth_blockNumber", json!([]))?;
-        let height = hex_number(Some(&number)).ok_or_else(|| self.0.garbage("eth_blockNumber is no number"))?;
+        let height =
+            hex_number(Some(&number)).ok_or_else(|| self.0.garbage("eth_blockNumber is no number"))?;
         Ok(Tip { height, ..Tip::default() })
     }
 

@@ -33,7 +33,8 @@ pub(super) struct File {
 impl Source for File {
     fn tip(&mut self) -> Result<Tip, Problem> {
         let read = read::read(&self.path, LONGEST, self.limit, &self.cancel);
-        let said = read.map_err(|error| Problem::File { path: self.path.clone(), reason: error.to_string() })?;
+        let said =
+            read.map_err(|error| Problem::File { path: self.path.clone(), reason: error.to_string() })?;
         height(&said).ok_or_else(|| Problem::NoHeight(self.path.display().to_string()))
     }
 }
@@ -42,7 +43,9 @@ impl Source for File {
 fn height(said: &[u8]) -> Option<Tip> {
     let text = std::str::from_utf8(said).ok()?.trim();
     let height = match text.strip_prefix("0x") {
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => u64::from_str_radix(digits, 16).ok()?,
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            u64::from_str_radix(digits, 16).ok()?
+        }
         Some(_) => return None,
         None => decimal(text)?,
     };
@@ -56,7 +59,9 @@ mod tests {
     #[test]
     fn heights() {
         let height = |text: &str| height(text.as_bytes()).map(|tip| tip.height);
-        for (text, expected) in [("7", 7), (" 7\n", 7), ("007", 7), ("0x1F\n", 31), ("18446744073709551615", u64::MAX)] {
+        for (text, expected) in
+            [("7", 7), (" 7\n", 7), ("007", 7), ("0x1F\n", 31), ("18446744073709551615", u64::MAX)]
+        {
             assert_eq!(height(text), Some(expected), "{text:?}");
         }
         for bad in ["", " ", "x", "-1", "+1", "1.5", "1 2", "1\n2", "0x", "0x+1", "18446744073709551616"] {

@@ -130,7 +130,10 @@ impl FromStr for Spec {
         let (name, target) = text.split_once(':').unwrap_or((text, ""));
         let Some((family, _, default)) = FAMILIES.iter().find(|(_, known, _)| *known == name) else {
             let known: Vec<&str> = FAMILIES.iter().map(|(_, name, _)| *name).collect();
-            return Err(format!("what a height is asked of begins with one of {}, and a colon", known.join(", ")));
+            return Err(format!(
+                "what a height is asked of begins with one of {}, and a colon",
+                known.join(", ")
+            ));
         };
         let target = match (target, default) {
             ("", Some(default)) => (*default).to_owned(),

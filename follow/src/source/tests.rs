@@ -139,8 +139,12 @@ fn evm() {
         ("eth_getBlockByNumber", Value::String(which)) => {
             assert_eq!(params[1], json!(false), "no transactions");
             match which.as_str() {
-                "finalized" => Ok(json!({"number": "0x480", "hash": format!("0x{}", hash(0x480)), "transactions": []})),
-                "0x4b7" => Ok(json!({"number": "0x4b7", "hash": format!("0x{}", hash(0x4b7).to_uppercase())})),
+                "finalized" => {
+                    Ok(json!({"number": "0x480", "hash": format!("0x{}", hash(0x480)), "transactions": []}))
+                }
+                "0x4b7" => {
+                    Ok(json!({"number": "0x4b7", "hash": format!("0x{}", hash(0x4b7).to_uppercase())}))
+                }
                 "0x0" => Ok(json!({"number": "0x1", "hash": "0x00"})),
                 _ => Ok(Value::Null),
             }
@@ -169,7 +173,8 @@ fn cometbft() {
             "/commit?height=1207" => json!({"jsonrpc": "2.0", "id": -1, "result": {"signed_header": {
                 "header": {"height": "1207"}, "commit": {"height": "1207", "block_id": {"hash": hash}}}}}),
             _ => {
-                let error = json!({"code": -32603, "message": "Internal error", "data": "height 9 is not available"});
+                let error =
+                    json!({"code": -32603, "message": "Internal error", "data": "height 9 is not available"});
                 reply(stream, 500, &json!({"jsonrpc": "2.0", "id": -1, "error": error}).to_string());
                 return;
             }
@@ -187,10 +192,14 @@ fn cometbft() {
 #[test]
 fn substrate() {
     let server = Server::rpc(|method, params| match (method, params.get(0)) {
-        ("chain_getHeader", None) => Ok(json!({"number": "0x4b7", "parentHash": "0x00", "digest": {"logs": []}})),
+        ("chain_getHeader", None) => {
+            Ok(json!({"number": "0x4b7", "parentHash": "0x00", "digest": {"logs": []}}))
+        }
         ("chain_getHeader", Some(_)) => Ok(json!({"number": "0x4b0"})),
         ("chain_getFinalizedHead", None) => Ok(json!(format!("0x{}", hash(1200)))),
-        ("chain_getBlockHash", Some(height)) if *height == json!(1207) => Ok(json!(format!("0x{}", hash(1207)))),
+        ("chain_getBlockHash", Some(height)) if *height == json!(1207) => {
+            Ok(json!(format!("0x{}", hash(1207))))
+        }
         ("chain_getBlockHash", _) => Ok(Value::Null),
         _ => Err((-32601, "Method not found")),
     });
@@ -206,7 +215,10 @@ fn bitcoind(counts: &'static [u64]) -> Server {
     let next = Mutex::new(0);
     Server::new(move |asked, stream| {
         if asked.user.as_deref() != Some("Basic X19jb29raWVfXzpzZWNyZXQ=") {
-            let _ = write!(stream, "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n");
+            let _ = write!(
+                stream,
+                "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n"
+            );
             return;
         }
         assert_eq!(asked.body["jsonrpc"], "1.0");
@@ -285,13 +297,16 @@ fn solana() {
 
 #[test]
 fn monero() {
-    let header = |height: u64| json!({"block_header": {"height": height, "hash": hash(height)}, "status": "OK"});
+    let header =
+        |height: u64| json!({"block_header": {"height": height, "hash": hash(height)}, "status": "OK"});
     let server = Server::rpc(move |method, params| match method {
         "get_last_block_header" => Ok(header(1207)),
         "get_block_header_by_height" if params["height"].as_u64().unwrap() <= 1207 => {
             Ok(header(params["height"].as_u64().unwrap()))
         }
-        "get_block_header_by_height" => Err((-2, "Requested block height: 9999 greater than current top block height")),
+        "get_block_header_by_height" => {
+            Err((-2, "Requested block height: 9999 greater than current top block height"))
+        }
         _ => Err((-32601, "Method not found")),
     });
     let mut source = server.source("monero");
@@ -345,10 +360,18 @@ fn no_node_should_say_this() {
     }
     assert!(says(|stream| reply(stream, 404, "<html>")).contains("is this the node's RPC port"));
     let moved = says(|stream| {
-        let _ = write!(stream, "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n");
+        let _ = write!(
+            stream,
+            "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
+        );
     });
     assert!(moved.ends_with("HTTP status 302"), "nobody is led elsewhere: {moved}");
-    for garbage in ["\0\0\0\0\r\n\r\n", "SSH-2.0-OpenSSH_9.2\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", ""] {
+    for garbage in [
+        "\0\0\0\0\r\n\r\n",
+        "SSH-2.0-OpenSSH_9.2\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}",
+        "",
+    ] {
         let text = says(move |stream| {
             let _ = stream.write_all(garbage.as_bytes());
         });
@@ -412,8 +435,12 @@ fn specs() {
         assert_eq!(family.name(), name);
     }
     let spec: Spec = "bitcoin:http://user:secret@h:1".parse().unwrap();
-    assert_eq!((spec.to_string(), spec.full()), ("bitcoin:http://h:1".into(), "bitcoin:http://user:secret@h:1".into()));
-    for bad in ["", "x", "evm:https://h", "gaia:", "exec:", "exec:'", "file:", "file:x", "monero:http://h h"] {
+    assert_eq!(
+        (spec.to_string(), spec.full()),
+        ("bitcoin:http://h:1".into(), "bitcoin:http://user:secret@h:1".into())
+    );
+    for bad in ["", "x", "evm:https://h", "gaia:", "exec:", "exec:'", "file:", "file:x", "monero:http://h h"]
+    {
         assert!(bad.parse::<Spec>().is_err(), "{bad}");
     }
     assert_eq!(hex_hash("0xAB"), Some("ab".into()));

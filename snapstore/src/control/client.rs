@@ -161,7 +161,13 @@ impl Client {
             Some(height) if strict => HeightQuery::Exact(height),
             Some(height) => HeightQuery::AtOrBelow(height),
         };
-        self.switched(&Request::Rollback { to, preserve: Vec::new(), only: false, force: false, dry_run: false })
+        self.switched(&Request::Rollback {
+            to,
+            preserve: Vec::new(),
+            only: false,
+            force: false,
+            dry_run: false,
+        })
     }
 
     /// Takes the latest rollback back.

@@ -69,7 +69,8 @@ mod tests {
         following.last_skipped = Some("1200 1210".into());
         following.syncing = true;
         following.problem = Some("no answer".into());
-        let words = "file:/h, multiples of 10; height 1213, catching up; took 1213; skipped 1200 1210; no answer";
+        let words =
+            "file:/h, multiples of 10; height 1213, catching up; took 1213; skipped 1200 1210; no answer";
         assert_eq!(following.to_string(), words);
     }
 }

@@ -157,6 +157,12 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_one() {
+        let config = parse(include_str!("../../packaging/tmfs.example.toml")).unwrap();
+        assert_eq!(config.preset.as_deref(), Some("geth"));
+    }
+
+    #[test]
     fn typos_are_errors() {
         for text in ["[mount]\ncahce = 'through'", "[mnt]", "x = 1", "[mount]\ncache = 'fast'", "[mount"] {
             assert!(parse(text).is_err(), "{text}");

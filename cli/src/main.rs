@@ -5,6 +5,7 @@
 //! wrong comes up here as an error, and becomes an exit status in one match.
 
 mod args;
+mod backends;
 mod config;
 mod daemon;
 mod detach;

@@ -12,7 +12,7 @@ mod eject;
 mod hold;
 mod list;
 mod man;
-mod mount;
+pub mod mount;
 mod prune;
 mod release;
 mod rollback;

@@ -64,6 +64,7 @@ table! {
     NothingToUndo => ENOENT,
     PreserveMissing => ENOENT,
     PreserveImpossible => EINVAL,
+    NothingToImport => EINVAL,
     NestedSubvolume => EINVAL,
     BadSnapshotOption => EINVAL,
     // The store as a whole.

@@ -79,6 +79,8 @@ pub enum Error {
     PreserveMissing { path: PathBuf },
     #[error("{path}: cannot be carried over: {reason}; nothing was changed", path = .path.display())]
     PreserveImpossible { path: PathBuf, reason: &'static str },
+    #[error("{path}: its backend is {kind}, which the ancestor had not; only btrfs and zfs can take its snapshots over", path = .path.display())]
+    NothingToImport { path: PathBuf, kind: crate::backend::BackendKind },
     #[error("{path}: is a subvolume within the data dir, which no snapshot would contain; make it a plain directory, or move it elsewhere", path = .path.display())]
     NestedSubvolume { path: PathBuf },
     #[error("the snapshot's {field} is not valid: {expected}")]

@@ -66,14 +66,13 @@ pub fn find(data_dir: &Path, store: Option<&Path>) -> Result<Option<Located>> {
 /// a symlink to it, beside the data dir.
 fn in_place(data_dir: &Path, store: Option<&Path>) -> Result<Option<Located>> {
     let named = store.map(place::store_path).transpose()?;
-    for store in named.or_else(|| place::beside(data_dir)) {
-        let Some(of) = alive(&store)? else { continue };
-        let store = store.canonicalize().map_err(Error::io("open", &store))?;
-        if of == data_dir && crate::store::kind(&store)? == BackendKind::External {
-            return Ok(Some(Located { data_dir: data_dir.into(), store }));
-        }
+    let Some(store) = named.or_else(|| place::beside(data_dir)) else { return Ok(None) };
+    if alive(&store)?.is_none_or(|of| of != data_dir) {
+        return Ok(None);
     }
-    Ok(None)
+    let store = store.canonicalize().map_err(Error::io("open", &store))?;
+    let external = crate::store::kind(&store)? == BackendKind::External;
+    Ok(external.then(|| Located { data_dir: data_dir.into(), store }))
 }
 
 /// The store of an adoption or an eject that was interrupted.

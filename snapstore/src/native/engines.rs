@@ -5,6 +5,7 @@ use std::path::Path;
 use super::btrfs;
 use super::engine::Engine;
 use super::external::{External, Taking};
+use super::import::Ancestor;
 use super::site::Site;
 use super::takeover::Takeover;
 use super::zfs;
@@ -28,6 +29,17 @@ pub(crate) fn takeover(kind: BackendKind, at: &Path) -> Result<Box<dyn Takeover>
         BackendKind::Zfs => zfs::takeover(at),
         BackendKind::External => Ok(Box::new(Taking::with_its_own())),
         BackendKind::Chunk => Err(missing(kind, at)),
+    }
+}
+
+/// The ancestor's snapshots of the data dir of a store.
+pub(crate) fn ancestor(kind: BackendKind, site: &Site) -> Result<Box<dyn Ancestor>> {
+    match kind {
+        BackendKind::Btrfs => Ok(Box::new(btrfs::BtmSubvolumes::of(site)?)),
+        BackendKind::Zfs => zfs::ancestor(site),
+        BackendKind::External | BackendKind::Chunk => {
+            Err(Error::NothingToImport { path: site.data_dir.clone(), kind })
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `external` | the engine whose work is done by commands of the administrator |
 //! | `frame` | adopting and ejecting: what is the same for all engines |
 //! | `btrfs` | the engine of Btrfs: subvolumes |
+//! | `import` | coming from the ancestor: its snapshots become heights |
 //! | `site` | where a store is: what engines are opened with |
 //! | `command` | running programs, without a shell |
 //! | `catalog` | which epoch is which height, and what is under way |
@@ -27,23 +28,24 @@
 //! | `zfs` | ZFS, of the kernel or by zfs-fuse |
 
 pub(crate) mod backend;
-pub(crate) mod catalog;
 pub mod btrfs;
+pub(crate) mod catalog;
 pub mod command;
 pub(crate) mod core;
 pub mod engine;
 pub(crate) mod engines;
 pub mod external;
 pub(crate) mod frame;
+pub mod import;
 pub(crate) mod preserve;
 pub(crate) mod recover;
 pub mod site;
 mod snapshots;
 mod switch;
 pub mod takeover;
-pub(crate) mod tree;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tree;
 #[cfg(test)]
 mod twin;
 mod views;

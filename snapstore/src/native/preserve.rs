@@ -75,6 +75,7 @@ pub(crate) fn carry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, paths: &[PathBuf])
 
 /// Copies all that is in one directory into another, which has nothing of these names; the directory's own attributes
 /// too. Everything is durable when it returns, if the caller syncs the file system.
+#[cfg(test)]
 pub(crate) fn copy_all(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     let mut copy = Copy { links: HashMap::new() };
     let done = copy.inside(from, to, 0).and_then(|()| {

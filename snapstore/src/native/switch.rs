@@ -205,7 +205,8 @@ impl Core {
     }
 }
 
-/// Has the engine make the live head what the catalog says, and completes what belongs to it. Can be done again.
+/// Has the engine make the live head what the catalog says, and completes what belongs to it. Can be done again, until
+/// the changed catalog is on the disk; only then may what was put aside go ([`clear_aside`]).
 pub(crate) fn finish(engine: &dyn Engine, site: &Site, catalog: &mut Catalog) -> Result<()> {
     let live = catalog.live;
     let row = catalog.heads.get(&live).cloned().unwrap_or_default();
@@ -236,7 +237,7 @@ pub(crate) fn clear_aside(site: &Site) -> Result<()> {
 
 /// Copies what is to be carried over into the store.
 fn put_aside(site: &Site, from: std::os::fd::BorrowedFd<'_>, paths: &[PathBuf]) -> Result<()> {
-    remove_tree(site.dir(), OsStr::new(CARRY)).map_err(Error::io("remove", site.path(CARRY)))?;
+    clear_aside(site)?;
     if paths.is_empty() {
         return Ok(());
     }

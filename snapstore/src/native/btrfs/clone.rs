@@ -19,8 +19,8 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 
 use super::sys;
-use crate::chunk::adopt::walk::{Cursor, exists, remove_tree, set_times};
 use crate::chunk::adopt::stop;
+use crate::chunk::adopt::walk::{Cursor, exists, remove_tree, set_times};
 use crate::chunk::eject::follow_xattrs;
 use crate::error::{Error, Result};
 use crate::progress::Progress;

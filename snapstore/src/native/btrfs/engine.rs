@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use super::{space, subvolume, sys};
 use crate::backend::BackendKind;
 use crate::error::{Error, Result};
-use crate::native::engine::{Abilities, Engine, Facts, HeadId, Kept, Space};
+use crate::native::engine::{Abilities, Engine, Facts, HeadId, Kept, Space, Totals};
 use crate::types::EpochId;
 
 /// Where heads lie in the store.
@@ -53,7 +53,8 @@ impl BtrfsEngine {
         };
         let engine = opened().map_err(io)?;
         if !subvolume::is_on_btrfs(engine.store.as_fd()).map_err(Error::io("stat", path))? {
-            let reason = "a store of the btrfs backend, which is not on Btrfs here; mount the volume it belongs to";
+            let reason =
+                "a store of the btrfs backend, which is not on Btrfs here; mount the volume it belongs to";
             return Err(Error::io("open", path)(std::io::Error::other(reason)));
         }
         Ok(engine)
@@ -113,6 +114,11 @@ impl BtrfsEngine {
                     Some(inner) => Err(Error::NestedSubvolume { path: path.join(inner) }),
                     None => Err(Error::io("delete", &path)(e)),
                 }
+            }
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                let reason =
+                    "is it the default subvolume? Make another one that, with `btrfs subvolume set-default`";
+                Err(Error::io("delete", &path)(std::io::Error::new(e.kind(), format!("{e}; {reason}"))))
             }
             done => done.map_err(Error::io("delete", &path)),
         }
@@ -213,6 +219,13 @@ impl Engine for BtrfsEngine {
 
     fn delete_head(&self, head: HeadId) -> Result<()> {
         self.delete(self.heads.as_fd(), head.0, self.head_path(head))
+    }
+
+    fn totals(&self, live: HeadId) -> Result<Totals> {
+        let head = self.head(live)?;
+        let space = space::of(head.as_fd()).map_err(Error::io("measure", self.head_path(live)))?;
+        // What only history sees is more than the sum of what is exclusive in it: that is not known.
+        Ok(Totals { live: space.referenced, history: 0 })
     }
 
     fn close(&self) -> Result<()> {

@@ -4,11 +4,16 @@
 //! whatever the data dir once was. Into a mount point, in whose root directory nothing but entries can be put, the
 //! entries of a clone of the head are moved ([`super::clone`]; content is shared, not copied).
 //!
-//! | state | means |
+//! | in the store | means |
 //! |---|---|
-//! | the marker in the data dir, no `ejecting/` | nothing is given back yet |
+//! | `heads/<live>` is a subvolume (by exchange) | nothing is given back yet |
+//! | `heads/<live>` is none | they have changed places |
+//! | no `ejecting/`, no `given` (into a mount point) | nothing is given back yet |
 //! | `ejecting/` | a complete and durable clone, whose entries are being moved |
-//! | no marker in the data dir, no `ejecting/` | given back; what is left of the store goes |
+//! | `given` | all of them are moved, durably |
+//!
+//! Whether the marker is in the data dir decides nothing: somebody may have removed it, and no head is removed before
+//! there is proof that it was given back.
 
 use std::ffi::OsStr;
 use std::io;
@@ -22,7 +27,7 @@ use super::clone::{self, Clone};
 use super::engine::{HEADS, SNAPSHOTS, name_of};
 use super::takeover::{LINKS, commit, is_marker};
 use super::{place, subvolume};
-use crate::chunk::adopt::journal::Way;
+use crate::chunk::adopt::journal::{Way, replace_file};
 use crate::chunk::adopt::place::Place;
 use crate::chunk::adopt::walk::{self, exists, names_in, remove_tree, rename_new};
 use crate::chunk::adopt::{marker, stop, strays, take};
@@ -36,6 +41,8 @@ use crate::sys::stat_at;
 const TREE: &str = "ejecting";
 /// The same before it is complete.
 const FRESH: &str = "ejecting.new";
+/// Says that all entries are in the data dir.
+const GIVEN: &str = "given";
 
 fn refuse(path: &Path, reason: impl Into<String>) -> Error {
     Error::CannotEject { path: path.into(), reason: reason.into() }
@@ -127,10 +134,29 @@ impl Giving<'_> {
         }
     }
 
+    /// Whether the live head is still in the store.
+    fn has_head(&self) -> Result<bool> {
+        let heads = match take::open_below(self.site.dir(), HEADS) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            heads => heads.map_err(Error::io("open", self.site.path(HEADS)))?,
+        };
+        let head = subvolume::open(heads.as_fd(), &name_of(self.live.0));
+        Ok(head.map_err(Error::io("open", self.head_path()))?.is_some())
+    }
+
     fn swap(&self) -> Result<()> {
         let io = |op: &'static str| Error::io(op, &self.place.data_dir);
-        if !is_marker(self.place.data.as_fd()).map_err(io("read the marker in"))? {
+        if !self.has_head()? {
             return Ok(());
+        }
+        // What lies in the data dir's place is thrown away.
+        let marked = is_marker(self.place.data.as_fd()).map_err(io("read the marker in"))?;
+        let names = names_in(self.place.data.as_fd()).map_err(io("list"))?;
+        if !marked && !names.is_empty() {
+            return Err(refuse(
+                &self.place.data_dir,
+                "is not what tmfs has left in its place; move what is there elsewhere, and leave an empty directory",
+            ));
         }
         let head = self.head()?;
         syncfs(&head).map_err(|e| Error::io("sync", self.head_path())(e.into()))?;
@@ -151,7 +177,8 @@ impl Giving<'_> {
                 ));
             }
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
-                let reason = "does not lie in the same subvolume as its store; move the store beside it first";
+                let reason =
+                    "does not lie in the same subvolume as its store; move the store beside it first";
                 return Err(refuse(&self.place.data_dir, reason));
             }
             Err(e) => return Err(io("give back")(e)),
@@ -163,8 +190,9 @@ impl Giving<'_> {
     fn entries(&self, progress: &dyn Progress) -> Result<()> {
         let io = |op: &'static str| Error::io(op, &self.place.data_dir);
         let (store, dir) = (self.site.dir(), self.place.data.as_fd());
-        if !exists(store, TREE).map_err(io("look at the store of"))? {
-            if !is_marker(dir).map_err(io("read the marker in"))? {
+        let there = |name: &str| exists(store, name).map_err(io("look at the store of"));
+        if !there(TREE)? {
+            if there(GIVEN)? {
                 return Ok(());
             }
             self.build(progress)?;
@@ -176,6 +204,7 @@ impl Giving<'_> {
             let tree = take::open_below(store, TREE)?;
             clone::attributes((tree.as_fd(), here), (dir, here))?;
             fsync(dir)?;
+            replace_file(store, GIVEN, b"", 0o600)?;
             stop::here();
             match unlinkat(dir, marker::NAME, UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(nix::Error::ENOENT) => {}
@@ -246,6 +275,9 @@ impl Giving<'_> {
             let numbers = subvolume::numbers(dir.as_fd()).map_err(Error::io("list", &path))?;
             for number in numbers {
                 let one = name_of(number);
+                if name == HEADS && number == self.live.0 && self.place.way == Way::Swap {
+                    return Err(refuse(&self.head_path(), "was not given back, and is not removed"));
+                }
                 subvolume::destroy(dir.as_fd(), &one).map_err(Error::io("delete", path.join(one)))?;
                 stop::here();
             }
@@ -260,7 +292,9 @@ impl Giving<'_> {
             }
             stop::here();
         }
-        remove_tree(self.site.dir(), OsStr::new(FRESH)).map_err(Error::io("clear", &self.place.store))?;
+        for name in [FRESH, GIVEN] {
+            remove_tree(self.site.dir(), OsStr::new(name)).map_err(Error::io("clear", &self.place.store))?;
+        }
         commit(self.site)
     }
 }

@@ -3,6 +3,7 @@
 //! | type or module | does |
 //! |---|---|
 //! | [`BtrfsEngine`] | freezes, branches, deletes: the trait [`Engine`](crate::native::engine::Engine) |
+//! | `ancestor` | the snapshots that BTM has made of a subvolume |
 //! | `subvolume` | finds subvolumes, and those within others |
 //! | [`BtrfsTakeover`] | takes directories over and gives them back (`place`, `clone`, `giveback`) |
 //! | `space` | sizes, where the file system counts them |
@@ -16,6 +17,7 @@
 //!   share their content across (`FICLONE`). How a directory becomes a head therefore depends on what it is.
 //! * `st_dev` differs between subvolumes of one file system, and the mounts' own device is a third number.
 
+mod ancestor;
 mod clone;
 mod engine;
 mod giveback;
@@ -31,6 +33,7 @@ mod tests_takeover;
 #[cfg(test)]
 pub(crate) mod volume;
 
+pub(crate) use ancestor::BtmSubvolumes;
 pub use engine::BtrfsEngine;
 pub use place::fits;
 pub use takeover::BtrfsTakeover;

@@ -45,9 +45,8 @@ pub fn fits(data_dir: &Path) -> Result<Option<String>> {
         return Ok(None);
     }
     let dir = open_dir(data_dir).map_err(Error::io("open", data_dir))?;
-    let looked = || -> io::Result<bool> {
-        Ok(subvolume::is_root(dir.as_fd())? && !sys::is_read_only(dir.as_fd())?)
-    };
+    let looked =
+        || -> io::Result<bool> { Ok(subvolume::is_root(dir.as_fd())? && !sys::is_read_only(dir.as_fd())?) };
     let fits = looked().map_err(Error::io("stat", data_dir))?;
     Ok(fits.then(|| "it is a Btrfs subvolume".to_owned()))
 }

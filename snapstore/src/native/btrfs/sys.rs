@@ -171,8 +171,7 @@ fn vol_args(name: &OsStr, fd: i64, flags: u64) -> io::Result<Box<VolArgsV2>> {
     if bytes.is_empty() || bytes.len() > 255 || bytes.contains(&0) || bytes.contains(&b'/') {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    let mut args =
-        Box::new(VolArgsV2 { fd, transid: 0, flags, unused: [0; 4], name: [0; NAME_MAX_V2 + 1] });
+    let mut args = Box::new(VolArgsV2 { fd, transid: 0, flags, unused: [0; 4], name: [0; NAME_MAX_V2 + 1] });
     args.name[..bytes.len()].copy_from_slice(bytes);
     Ok(args)
 }

@@ -291,8 +291,7 @@ impl Taking<'_> {
         progress.step("sharing files with the new subvolume", None);
         sys::create(self.store(), OsStr::new(BUILDING)).map_err(self.io("make a subvolume for"))?;
         stop::here();
-        let building =
-            take::open_below(self.store(), BUILDING).map_err(self.io("make a subvolume for"))?;
+        let building = take::open_below(self.store(), BUILDING).map_err(self.io("make a subvolume for"))?;
         let links = (building.as_fd(), OsStr::new(LINKS));
         let path = &self.place.data_dir;
         Clone { from: tree.as_fd(), path, to: building.as_fd(), links }.run(progress)?;

@@ -368,9 +368,8 @@ fn flags_of_files_come_along() {
     data.before = read_dir(&data.dir);
     data.adopt().map(drop).unwrap();
     assert_same(&read_dir(&data.head(1)), &data.before, "with flags");
-    let flags = |name: &str| {
-        sys::inode_flags(File::open(data.head(1).join(name)).unwrap().as_fd()).unwrap() & NO_COW
-    };
+    let flags =
+        |name: &str| sys::inode_flags(File::open(data.head(1).join(name)).unwrap().as_fd()).unwrap() & NO_COW;
     assert_eq!((flags("no cow"), flags("large")), (NO_COW, 0));
     assert_eq!(fs::read(data.head(1).join("no cow")).unwrap(), [3; 100_000]);
 }
@@ -401,6 +400,28 @@ fn auto_takes_subvolumes_only_and_says_why() {
         assert_eq!(fits(temp.path()).unwrap(), None);
     }
     assert!(fits(Path::new("/no/such")).is_err());
+}
+
+#[test]
+fn no_head_goes_because_somebody_removed_the_marker() {
+    for kind in [Kind::Subvolume, Kind::MountedSubvolume] {
+        let Some(data) = Data::new(kind) else { return };
+        let site = data.adopt().unwrap();
+        let dir = open_dir(&data.dir).unwrap();
+        crate::sys::set_immutable(dir.as_fd(), false).unwrap();
+        fs::remove_file(data.dir.join(marker::NAME)).unwrap();
+        if kind == Kind::Subvolume {
+            fs::write(data.dir.join("theirs"), "x").unwrap();
+            let error = BtrfsTakeover.give_back(&site, FIRST_HEAD, &Silent).unwrap_err().to_string();
+            assert!(error.contains("is not what tmfs has left in its place"), "{error}");
+            assert_same(&read_dir(&data.head(1)), &data.before, "nothing is removed");
+            fs::remove_file(data.dir.join("theirs")).unwrap();
+        }
+        BtrfsTakeover.give_back(&site, FIRST_HEAD, &Silent).unwrap();
+        drop(site);
+        data.end();
+        assert_same(&read_dir(&data.dir), &data.before, &format!("{kind:?}: it is given back all the same"));
+    }
 }
 
 #[test]

@@ -108,13 +108,11 @@ pub(crate) struct NativeFile {
     pub ino: Ino,
     pub file: Arc<OpenFile>,
     pub node: Arc<Node>,
-    /// The tree it belongs to is kept open by it.
-    pub table: Arc<Table>,
     /// The head it belongs to, for one of the live head.
     pub head: Option<Arc<Instance>>,
     pub times: Times,
     /// Keeps a view open.
-    pub keep: Option<Arc<dyn Send + Sync>>,
+    pub _keep: Option<Arc<dyn Send + Sync>>,
 }
 
 impl NativeFile {

@@ -101,8 +101,8 @@ impl LiveHead {
 
     fn open_file(&self, ino: Ino, times: Times) -> Result<NativeFile> {
         let (node, file) = open_file(self.table()?, ino, true, self.passthrough)?;
-        let (table, head) = (self.table.clone(), Some(self.instance.clone()));
-        Ok(NativeFile { ino, file, node, table, head, times, keep: None })
+        let head = Some(self.instance.clone());
+        Ok(NativeFile { ino, file, node, head, times, _keep: None })
     }
 
     /// Takes a name away. Gives what it led to, as it is then.

@@ -151,8 +151,8 @@ impl Tree for ViewTree {
 
     fn open(&self, ino: Ino) -> Result<Arc<dyn FileRead>> {
         let (node, file) = open_file(&self.table, ino, false, self.passthrough)?;
-        let (table, keep) = (self.table.clone(), Some(self.keep.clone()));
-        Ok(Arc::new(NativeFile { ino, file, node, table, head: None, times: Times::Keep, keep }))
+        let _keep = Some(self.keep.clone());
+        Ok(Arc::new(NativeFile { ino, file, node, head: None, times: Times::Keep, _keep }))
     }
 
     fn stat_fs(&self) -> Result<StatFs> {

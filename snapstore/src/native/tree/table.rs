@@ -178,8 +178,7 @@ impl Table {
         let fd = self.fd(dir)?;
         // Where the live files lie beneath the mount that shows them, `..` of what is in their root leads to that mount,
         // and this process would ask itself.
-        let how =
-            OpenHow::new().flags(PATH | OFlag::O_DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_XDEV);
+        let how = OpenHow::new().flags(PATH | OFlag::O_DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_XDEV);
         let above = match openat2(&*fd, "..", how) {
             Err(Errno::EXDEV) => return Ok(Ino::ROOT),
             above => Arc::new(above.map_err(failed("open", dir))?),

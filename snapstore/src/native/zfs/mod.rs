@@ -65,6 +65,11 @@ pub(crate) fn takeover(at: &Path) -> Result<Box<dyn Takeover>> {
     Ok(Box::new(takeover::ZfsTakeover::new(at)?))
 }
 
+/// The ancestor's snapshots of the dataset of a store.
+pub(crate) fn ancestor(site: &Site) -> Result<Box<dyn super::import::Ancestor>> {
+    Ok(Box::new(import::OfPool(pool::Pool::open(site, pool::program(&site.store)?)?)))
+}
+
 /// Why `auto` takes zfs for a directory; `None`: it does not.
 pub(crate) fn fits(data_dir: &Path) -> Result<Option<String>> {
     fits::fits(data_dir)

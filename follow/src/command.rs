@@ -1,7 +1,7 @@
 //! Running a command: an argument vector, a time limit, no shell.
 //!
 //! What runs is the daemon's child and has its rights. It gets a process group of its own, which is killed as a whole
-//! when time is up; nothing on its standard input; a working directory outside of any mount of ours (`/`); and it is not
+//! when time is up; no signal is blocked; nothing on its standard input; a working directory outside of any mount of ours (`/`); and it is not
 //! among the last to be killed when memory is short, as the daemon is.
 
 use std::io::{self, Read};
@@ -19,6 +19,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::http::short;
+use crate::sys;
 
 /// How much of what a command says is kept.
 const MOST: usize = 64 * 1024;
@@ -114,7 +115,9 @@ pub fn run(
 ) -> Result<Vec<u8>, CommandError> {
     let program = argv.first().cloned().unwrap_or_default();
     let not_run = |source| CommandError::NotRun { program: program.clone(), source };
-    let mut child = Command::new(&program)
+    let mut command = Command::new(&program);
+    sys::unblock_signals(&mut command);
+    let mut child = command
         .args(argv.iter().skip(1))
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
@@ -282,6 +285,16 @@ mod tests {
         assert_eq!(run_line("sh -c 'sleep 5 & echo 1'", LONG).unwrap(), "1\n");
         // And one that writes without end is stopped too.
         assert!(run_line("yes", Duration::from_millis(200)).unwrap_err().contains("did not end"));
+    }
+
+    #[test]
+    fn signals_that_the_daemon_blocks_reach_what_it_runs() {
+        use nix::sys::signal::SigSet;
+        let set: SigSet = [Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+        set.thread_block().unwrap();
+        let blocked = run_line("grep SigBlk: /proc/self/status", LONG);
+        set.thread_unblock().unwrap();
+        assert_eq!(blocked.unwrap().trim(), "SigBlk:\t0000000000000000");
     }
 
     #[test]

@@ -15,6 +15,18 @@
 //! delete = ["/usr/local/sbin/snap", "delete", "{name}"]
 //! rollback = ["/usr/local/sbin/snap", "restore", "{live}", "{name}"]
 //!
+//! preset = "geth"              # before any table: what suits a family of nodes
+//!
+//! [follow]                     # the keys of tmfs_follow::Settings
+//! source = "evm:"
+//! interval = 100
+//!
+//! [hooks]                      # those of tmfs_follow::hooks::Hooks
+//! before = [["sync-my-database", "{height}"]]
+//!
+//! [preserve]
+//! paths = ["*.ipc"]
+//!
 //! [retention]                  # the keys of snapstore::retention::Policy
 //! interval = 10
 //! capacity = 100
@@ -30,7 +42,10 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 pub use snapstore::native::external::Config as External;
 use snapstore::retention::Policy;
+use tmfs_follow::hooks::Hooks;
+use tmfs_follow::settings::Settings;
 
+use crate::extras::Preserve;
 use crate::failure::usage;
 
 /// The whole file.
@@ -41,6 +56,14 @@ pub struct Config {
     pub mount: Mount,
     /// `[retention]`: what is pruned after each snapshot.
     pub retention: Policy,
+    /// What suits a family of nodes, where nothing else is said.
+    pub preset: Option<String>,
+    /// `[follow]`: whose height is followed.
+    pub follow: Settings,
+    /// `[hooks]`: what runs around a cut.
+    pub hooks: Hooks,
+    /// `[preserve]`: what a rollback carries over.
+    pub preserve: Preserve,
     /// `[external]`: the commands of the external backend.
     pub external: Option<External>,
 }
@@ -100,7 +123,7 @@ pub fn read(path: &Path) -> anyhow::Result<Config> {
     parse(&text).map_err(|problem| usage(format!("{}: {problem}", path.display())))
 }
 
-fn parse(text: &str) -> Result<Config, String> {
+pub(crate) fn parse(text: &str) -> Result<Config, String> {
     let config: Config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
     config.retention.check().map_err(|problem| format!("retention: {problem}"))?;
     if let Some(external) = &config.external {
@@ -146,6 +169,12 @@ mod tests {
         {
             assert!(parse(&format!("[retention]\n{text}")).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_example_is_one() {
+        let config = parse(include_str!("../../packaging/tmfs.example.toml")).unwrap();
+        assert_eq!(config.preset.as_deref(), Some("geth"));
     }
 
     #[test]

@@ -38,6 +38,8 @@ impl Capability {
     pub const FOWNER: Capability = Capability(3);
     /// Set-id bits on files of others.
     pub const FSETID: Capability = Capability(4);
+    /// Signals to other users' processes.
+    pub const KILL: Capability = Capability(5);
     /// The flags of files that must not change.
     pub const LINUX_IMMUTABLE: Capability = Capability(9);
     /// Into other users' processes.

@@ -146,7 +146,7 @@ fn writers_are_refused_and_cut_off() {
     assert_eq!(errno(file.write_at(b"lost?", 0)), libc::EIO);
     assert_eq!(fs::read(m.path("f")).unwrap(), b"new");
     drop((file, reader, again));
-    m.call(Request::UndoRollback { force: true, dry_run: false }).unwrap();
+    m.call(Request::UndoRollback { only: false, force: true, dry_run: false }).unwrap();
     assert_eq!(fs::read(m.path("f")).unwrap(), b"newer");
 }
 
@@ -164,7 +164,7 @@ fn a_mapping_of_the_old_head_stays_with_the_old_head() {
     map.sync();
     assert_eq!(fs::read(m.path("f")).unwrap(), [b'o'; 4096]);
     drop((map, file));
-    m.call(Request::UndoRollback { force: true, dry_run: false }).unwrap();
+    m.call(Request::UndoRollback { only: false, force: true, dry_run: false }).unwrap();
     assert!(fs::read(m.path("f")).unwrap().starts_with(b"straynnn"));
 }
 

@@ -4,7 +4,8 @@
 //! is told at the start and by `tmfs status` (`limits`).
 //!
 //! * **Capabilities.** A daemon of root keeps three: `SYS_ADMIN` to mount and unmount, `DAC_OVERRIDE` for layers that
-//!   belong to whoever owned the adopted files, `SYS_PTRACE` to name the processes that have files open. Where the live
+//!   belong to whoever owned the adopted files, `SYS_PTRACE` to name the processes that have files open; and `KILL`, if a
+//!   hook sends signals. Where the live
 //!   files are plain files of the file system below, it also keeps what giving these their owners, modes and kinds
 //!   takes; with the external backend all of it, for the administrator's commands. It can gain none by running a
 //!   program either. An ordinary user's daemon has none, but must be able to run `fusermount3`, which
@@ -32,7 +33,7 @@ const FEW_DESCRIPTORS: u64 = 1 << 16;
 /// What root's daemon gives for `oom_score_adj`: nearly everything else goes first.
 const OOM_SCORE: &str = "-900";
 
-/// What a daemon of root keeps.
+/// What a daemon of root keeps. [`Capability::KILL`] as well, if it is to send signals to other users' processes.
 const KEPT: [Capability; 3] = [Capability::DAC_OVERRIDE, Capability::SYS_PTRACE, Capability::SYS_ADMIN];
 
 /// What it keeps as well when it does to plain files whatever programs ask for.
@@ -46,9 +47,9 @@ const FOR_FILES: [Capability; 7] = [
     Capability::SETFCAP,
 ];
 
-/// Prepares this process to serve a backend of this kind. Call before any thread is started. Gives back what could not
-/// be had, in words.
-pub fn prepare(backend: BackendKind) -> Vec<String> {
+/// Prepares this process to serve a backend of this kind, and to send signals or not. Call before any thread is started.
+/// Gives back what could not be had, in words.
+pub fn prepare(backend: BackendKind, signals: bool) -> Vec<String> {
     let mut limits = Vec::new();
     umask(Mode::from_bits_truncate(0o077));
     let descriptors = raise_descriptors();
@@ -61,13 +62,14 @@ pub fn prepare(backend: BackendKind) -> Vec<String> {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         limits.push(format!("may be killed like any other process when memory is short: {error}"));
     }
+    let for_hooks = signals.then_some(Capability::KILL);
     // Last: what is above may need what goes.
     let kept = match backend {
         BackendKind::Chunk => Some(KEPT.to_vec()),
         BackendKind::Btrfs | BackendKind::Zfs => Some([&KEPT[..], &FOR_FILES].concat()),
         BackendKind::External => None,
     };
-    if let Some(kept) = kept
+    if let Some(kept) = kept.map(|kept| kept.into_iter().chain(for_hooks).collect::<Vec<_>>())
         && let Err(error) = sys::keep_capabilities(&kept)
     {
         limits.push(format!("keeps capabilities that it does not need: {error}"));

@@ -1,5 +1,6 @@
 //! A native store as a [`Backend`].
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,7 +142,11 @@ impl Backend for NativeStore {
     }
 
     fn undo_rollback(&self, dry_run: bool) -> Result<SwitchReport> {
-        self.core.undo(dry_run)
+        self.core.undo(&[], dry_run)
+    }
+
+    fn undo_rollback_preserving(&self, preserve: &[PathBuf], dry_run: bool) -> Result<SwitchReport> {
+        self.core.undo(preserve, dry_run)
     }
 
     fn delete(&self, heights: &[Height], dry_run: bool) -> Result<DeleteReport> {
@@ -154,6 +159,15 @@ impl Backend for NativeStore {
 
     fn set_held(&self, height: Height, held: bool) -> Result<SnapshotInfo> {
         self.core.set_held(height, held)
+    }
+
+    fn add_labels(
+        &self,
+        height: Height,
+        epoch: EpochId,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<SnapshotInfo> {
+        self.core.add_labels(height, epoch, labels)
     }
 
     fn usage(&self) -> Result<Usage> {

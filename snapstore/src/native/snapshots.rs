@@ -1,5 +1,6 @@
 //! Snapshots: taking, holding and deleting them, and waiting until they are durable.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -97,6 +98,25 @@ impl Core {
         let verb = self.verb()?;
         let epoch = self.find(HeightQuery::Exact(height))?;
         verb.commit(|c| c.snapshot_mut(epoch).map(|row| row.held = held))?;
+        self.info(epoch).ok_or(Error::NoSnapshots)
+    }
+
+    /// Adds labels to the snapshot of an epoch, as long as its height stands for it.
+    pub(crate) fn add_labels(
+        &self,
+        height: Height,
+        epoch: EpochId,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<SnapshotInfo> {
+        let verb = self.verb()?;
+        if self.find(HeightQuery::Exact(height))? != epoch {
+            return Err(Error::NoSuchHeight { height, nearest: None });
+        }
+        let there = self.control.lock().catalog.snapshot(epoch).map(|row| row.labels.clone());
+        let mut options = SnapshotOptions { labels: there.unwrap_or_default(), ..SnapshotOptions::default() };
+        options.labels.extend(labels.clone());
+        heights::check_options(&options)?;
+        verb.commit(|c| c.snapshot_mut(epoch).map(|row| row.labels = options.labels))?;
         self.info(epoch).ok_or(Error::NoSnapshots)
     }
 

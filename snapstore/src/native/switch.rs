@@ -1,7 +1,8 @@
 //! Switching the head: rollback and undo.
 //!
 //! Where the engine **keeps heads**, the new one is made beside the live one and gets what is carried over; the commit
-//! of the catalog decides; then the engine makes it the live one. A crash before the commit leaves a head that nobody
+//! of the catalog decides; then the engine makes it the live one. A head that is brought back stays as it is until the
+//! commit: what is carried over into it is put aside in the store before, and put in after. A crash before the commit leaves a head that nobody
 //! was told of, which is removed; after it, opening the store has the engine complete the switch.
 //!
 //! Where it does **not**, there is one tree, which the switch overwrites. So it is frozen first, as an epoch without a
@@ -72,7 +73,7 @@ impl Core {
     }
 
     /// Brings back the head that the latest switch left.
-    pub(crate) fn undo(self: &Arc<Core>, dry_run: bool) -> Result<SwitchReport> {
+    pub(crate) fn undo(self: &Arc<Core>, preserve: &[PathBuf], dry_run: bool) -> Result<SwitchReport> {
         let mut verb = self.verb()?;
         let catalog = self.catalog();
         let left = catalog.abandoned.iter().map(|(&serial, row)| (serial, row.by_undo));
@@ -80,10 +81,11 @@ impl Core {
         let head = catalog.abandoned.get(&undone).ok_or(Error::NothingToUndo)?.head;
         let row = catalog.heads.get(&head).ok_or(Error::NothingToUndo)?;
         let (now, then) = (catalog.visible(catalog.live), catalog.visible(head));
-        let report = SwitchReport {
+        let wanted = preserve::check(self.head().table.root()?.as_fd(), preserve)?;
+        let mut report = SwitchReport {
             height: then.last_key_value().map(|(&height, _)| height),
             hidden_heights: now.iter().filter(|(h, e)| then.get(h) != Some(e)).map(|(&h, _)| h).collect(),
-            preserved: Vec::new(),
+            preserved: preserve.to_vec(),
             changed: Vec::new(),
         };
         if !dry_run {
@@ -94,7 +96,8 @@ impl Core {
                     Onto::Epoch { from, base: row.base, undone: Some(undone) }
                 }
             };
-            self.switch(&mut verb, &onto, &[])?;
+            self.switch(&mut verb, &onto, &wanted)?;
+            report.changed = carried(&self.head(), preserve);
         }
         Ok(report)
     }
@@ -125,7 +128,11 @@ impl Core {
         let keeps = self.abilities.keeps_heads;
         let root = old.table.root()?;
         let (new, tail) = match onto {
-            Onto::Head { head, .. } => (*head, None),
+            Onto::Head { head, .. } => {
+                // It is somebody's to bring back until the commit: nothing is put into it before.
+                put_aside(&self.site, root.as_fd(), carry)?;
+                (*head, None)
+            }
             Onto::Epoch { from, .. } if keeps => {
                 let new = verb.commit(|c| c.begin_head(true))?;
                 self.engine.branch(*from, new)?;
@@ -154,7 +161,12 @@ impl Core {
             }
             c.making.heads.remove(&new);
             let undone = match onto {
-                Onto::Head { undone, .. } => Some(*undone),
+                Onto::Head { head, undone } => {
+                    if let Some(row) = c.heads.get_mut(head) {
+                        row.carry = carry.to_vec();
+                    }
+                    Some(*undone)
+                }
                 Onto::Epoch { from, base, undone } => {
                     let mut row = HeadRow { base: *base, from: Some(*from), ..HeadRow::default() };
                     if !keeps {
@@ -204,7 +216,7 @@ pub(crate) fn finish(engine: &dyn Engine, site: &Site, catalog: &mut Catalog) ->
         let root = engine.open_head(live)?;
         preserve::carry(aside.as_fd(), root.as_fd(), &row.carry)?;
     }
-    if row.from.is_some() {
+    if row.from.is_some() || !row.carry.is_empty() {
         // What was carried over is durable before it is gone from where it was put aside.
         engine.sync()?;
     }
@@ -217,7 +229,8 @@ pub(crate) fn finish(engine: &dyn Engine, site: &Site, catalog: &mut Catalog) ->
     Ok(())
 }
 
-/// Removes what was put aside.
+/// Removes what was put aside, once the catalog says that it is where it belongs: not before, or a crash in between would
+/// have it looked for in vain.
 pub(crate) fn clear_aside(site: &Site) -> Result<()> {
     remove_tree(site.dir(), OsStr::new(CARRY)).map_err(Error::io("remove", site.path(CARRY)))
 }

@@ -34,6 +34,8 @@ macro_rules! all_of_the_suite {
             held_snapshots_stay_and_deletion_is_all_or_none,
             everything_is_there_after_a_restart,
             preserved_paths_are_carried_over,
+            preserved_paths_are_carried_over_an_undo,
+            labels_come_after_the_cut,
             hostile_names,
             an_abandoned_head_can_be_dropped,
             many_changes_between_heights,

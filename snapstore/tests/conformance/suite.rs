@@ -395,6 +395,59 @@ pub fn preserved_paths_are_carried_over(place: &Place) {
     store.close().unwrap();
 }
 
+/// What a validator has signed goes back neither with a rollback nor when that is taken back.
+pub fn preserved_paths_are_carried_over_an_undo(place: &Place) {
+    let store = place.open();
+    let signer = [PathBuf::from("state/signer")];
+    write(&*store.head(), "state/signer", "1");
+    write(&*store.head(), "data", "1");
+    snap(&*store, 1);
+    write(&*store.head(), "state/signer", "2");
+    write(&*store.head(), "data", "2");
+    store.rollback(HeightQuery::Newest, &signer, false).unwrap();
+    write(&*store.head(), "state/signer", "3");
+    let missing = store.undo_rollback_preserving(&["no".into()], false);
+    assert!(matches!(missing, Err(Error::PreserveMissing { .. })));
+    assert_eq!(read(&*store.head(), "data"), "1", "nothing was changed");
+    let dry = store.undo_rollback_preserving(&signer, true).unwrap();
+    let report = store.undo_rollback_preserving(&signer, false).unwrap();
+    assert_eq!((report.preserved, dry.preserved), (signer.to_vec(), signer.to_vec()));
+    assert_eq!(read(&*store.head(), "state/signer"), "3");
+    assert_eq!(read(&*store.head(), "data"), "2");
+    // What was left by that is as it was, and all of it is there after a restart.
+    store.close().unwrap();
+    drop(store);
+    let store = place.open();
+    assert_eq!((read(&*store.head(), "state/signer"), read(&*store.head(), "data")), ("3".into(), "2".into()));
+    store.undo_rollback(false).unwrap();
+    assert_eq!((read(&*store.head(), "state/signer"), read(&*store.head(), "data")), ("3".into(), "1".into()));
+    assert_eq!(read(&*view(&*store, 1).tree, "state/signer"), "1");
+    store.close().unwrap();
+}
+
+pub fn labels_come_after_the_cut(place: &Place) {
+    let store = place.open();
+    let labels = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    write(&*store.head(), "a", "1");
+    snap(&*store, 1);
+    let first = store.find(HeightQuery::Exact(Height(1))).unwrap();
+    write(&*store.head(), "a", "2");
+    let options = SnapshotOptions { labels: labels(&[("a", "1"), ("b", "1")]), ..SnapshotOptions::default() };
+    let second = store.snapshot(Height(2), &options).unwrap();
+    let added = store.add_labels(Height(2), second.epoch, &labels(&[("b", "2"), ("c", "2")])).unwrap();
+    assert_eq!(added.labels, labels(&[("a", "1"), ("b", "2"), ("c", "2")]));
+    for (height, epoch, key) in [(2, first.epoch, "x"), (3, second.epoch, "x"), (2, second.epoch, "x=")] {
+        assert!(store.add_labels(Height(height), epoch, &labels(&[(key, "")])).is_err(), "{height} {key}");
+    }
+    store.close().unwrap();
+    drop(store);
+    let store = place.open();
+    assert_eq!(store.find(HeightQuery::Exact(Height(2))).unwrap().labels, added.labels);
+    store.close().unwrap();
+}
+
 pub fn hostile_names(place: &Place) {
     let store = place.open();
     let names: [&[u8]; 9] = [

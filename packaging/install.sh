@@ -173,9 +173,8 @@ is_mounted() { tmfs_mounts | while IFS= read -r point; do printf '%b\n' "${point
 
 # Says what becomes of a data dir that tmfs keeps.
 say_how_to_eject() { # DIR
-    local found=0
-    "$root$bin" -p "$1" status > /dev/null 2>&1 || found=$?
-    [ "$found" != 4 ] || return 0
+    # Looked at from outside: opening the store would write to it.
+    [ -e "$1/THIS-IS-A-TMFS-DATA-DIR.txt" ] || is_mounted "$1" || return 0
     note "$1: stays as it is, with its store and its history. For a plain directory again: tmfs eject $1"
 }
 

@@ -3,7 +3,7 @@
 //! They are this program under other names (links in `/sbin`), so that `/etc/fstab` and `mount -t tmfs` do exactly what
 //! `tmfs mount` does. The kernel shows the mount as `fuse.tmfs`, and mount(8) looks for a helper of that name when it
 //! unmounts or remounts: `mount.fuse.tmfs` and `umount.fuse.tmfs` are the same. Without the latter, `umount` would
-//! return before everything is durable.
+//! return before everything is durable; [`crate::daemon`] sees to it that it is asked.
 //!
 //! * The option list ([`options`]) holds mount(8)'s own words, which are left out or applied, and the options of
 //!   `tmfs mount` by their long names. Whatever else stands there is refused: a typo must not be a silent default.

@@ -21,7 +21,7 @@ pub struct Options {
 
 /// What says nothing to us: the defaults, what mount(8) and systemd read themselves, and what the kernel shows for a
 /// mount of ours, which mount(8) hands back at a remount.
-const IGNORED: [&str; 33] = [
+const IGNORED: [&str; 35] = [
     "",
     "defaults",
     "rw",
@@ -55,6 +55,8 @@ const IGNORED: [&str; 33] = [
     "rootmode",
     "max_read",
     "comment",
+    "helper",
+    "uhelper",
 ];
 
 /// What the kernel does by itself, for one mount.
@@ -220,7 +222,9 @@ mod tests {
     fn flags_are_the_kernel_s() {
         let options = parse("nosuid,nodev,noexec,noatime,exec").unwrap();
         assert_eq!(options.flags, MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME);
-        let again = parse("remount,rw,noexec,user_id=0,group_id=0,default_permissions,allow_other").unwrap();
+        let again =
+            parse("remount,rw,noexec,uhelper=tmfs,user_id=0,group_id=0,default_permissions,allow_other")
+                .unwrap();
         assert_eq!(again, Options { ours: vec![], flags: MsFlags::MS_NOEXEC, remount: true });
     }
 

@@ -98,7 +98,7 @@ fn without_fstab_by_type_and_options_and_the_command_line_wins() {
     let printed = machine.sh("mount -t tmfs -o \"store=$PWD/store,nosuid,nodev\" \"$DIR\" \"$DIR\"\n\
          findmnt -no OPTIONS \"$DIR\" | tr , '\\n' | grep -x -e nosuid -e nodev -e noexec\n\
          pid=$(\"$TMFS\" -p \"$DIR\" status --json | jq .pid)\n\
-         umount \"$DIR\"; kill -0 $pid 2>/dev/null && echo \"not waited for\"\n\
+         umount \"$DIR\"; [ ! -e /proc/$pid ] || grep -q '^State:.Z' /proc/$pid/status || echo \"not waited for\"\n\
          mount -o cache=writeback \"$DIR\"\n\
          \"$TMFS\" -p \"$DIR\" status --json | jq -r .cache\n\
          umount \"$DIR\"");

@@ -8,6 +8,18 @@
 //! store = "/fast/disk/store"   # absolute
 //! backend = "auto"             # or "chunk"
 //!
+//! preset = "geth"              # before any table: what suits a family of nodes
+//!
+//! [follow]                     # the keys of tmfs_follow::Settings
+//! source = "evm:"
+//! interval = 100
+//!
+//! [hooks]                      # those of tmfs_follow::hooks::Hooks
+//! before = [["sync-my-database", "{height}"]]
+//!
+//! [preserve]
+//! paths = ["*.ipc"]
+//!
 //! [retention]                  # the keys of snapstore::retention::Policy
 //! interval = 10
 //! capacity = 100
@@ -22,7 +34,11 @@ use anyhow::Context;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use snapstore::retention::Policy;
+use tmfs_follow::hooks::Hooks;
+use tmfs_follow::preset::Preset;
+use tmfs_follow::settings::Settings;
 
+use crate::extras::Preserve;
 use crate::failure::usage;
 
 /// The whole file.
@@ -33,6 +49,14 @@ pub struct Config {
     pub mount: Mount,
     /// `[retention]`: what is pruned after each snapshot.
     pub retention: Policy,
+    /// What suits a family of nodes, where nothing else is said.
+    pub preset: Option<String>,
+    /// `[follow]`: whose height is followed.
+    pub follow: Settings,
+    /// `[hooks]`: what runs around a cut.
+    pub hooks: Hooks,
+    /// `[preserve]`: what a rollback carries over.
+    pub preserve: Preserve,
 }
 
 /// `[mount]`
@@ -89,9 +113,10 @@ pub fn read(path: &Path) -> anyhow::Result<Config> {
     parse(&text).map_err(|problem| usage(format!("{}: {problem}", path.display())))
 }
 
-fn parse(text: &str) -> Result<Config, String> {
+pub(crate) fn parse(text: &str) -> Result<Config, String> {
     let config: Config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
     config.retention.check().map_err(|problem| format!("retention: {problem}"))?;
+    config.preset.as_deref().map(Preset::named).transpose()?;
     match &config.mount.store {
         Some(store) if !store.is_absolute() => Err("mount.store must be an absolute path".into()),
         _ => Ok(config),
@@ -135,7 +160,14 @@ mod tests {
 
     #[test]
     fn typos_are_errors() {
-        for text in ["[mount]\ncahce = 'through'", "[mnt]", "x = 1", "[mount]\ncache = 'fast'", "[mount"] {
+        for text in [
+            "preset = 'gethh'",
+            "[mount]\ncahce = 'through'",
+            "[mnt]",
+            "x = 1",
+            "[mount]\ncache = 'fast'",
+            "[mount",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!(parse("[mount]\nstore = 's'").unwrap_err(), "mount.store must be an absolute path");

@@ -77,6 +77,11 @@ pub fn text(text: &str) -> String {
     if is_plain(text) { text.into() } else { quoted(text.as_bytes()) }
 }
 
+/// A sentence that may hold words from outside: on one line, and nothing in it that a terminal obeys.
+pub fn sentence(text: &str) -> String {
+    text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
+}
+
 fn is_plain(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(|c| c.is_control() || c.is_whitespace() || matches!(c, '"' | '\\'))
 }

@@ -10,6 +10,7 @@ use snapstore::control::offline::Offline;
 use snapstore::control::{Reply, Request, Verbs};
 use snapstore::progress::Progress;
 
+use crate::extras;
 use crate::failure::failure;
 use crate::output;
 use crate::progress::Bar;
@@ -24,7 +25,12 @@ pub struct Session {
 
 enum Reach {
     Mounted(Client),
-    Offline { verbs: Offline, backend: Arc<dyn Backend> },
+    Offline {
+        verbs: Offline,
+        backend: Arc<dyn Backend>,
+        /// Why it is not known what a rollback is to carry over.
+        unknown: Option<anyhow::Error>,
+    },
 }
 
 impl Session {
@@ -38,17 +44,27 @@ impl Session {
             State::Adopted(located) => {
                 let (backend, recovery) = chunk::open(&located.store, &chunk::OpenOptions::default())?;
                 output::tell_recovery(&recovery);
-                Reach::Offline {
-                    verbs: Offline::new(backend.clone(), located).telling(Box::new(Bar::default())),
-                    backend,
-                }
+                let (preserve, unknown) = match extras::saved_preserve(&located.store) {
+                    Ok(preserve) => (preserve, None),
+                    Err(error) => (Vec::new(), Some(error)),
+                };
+                let verbs = Offline::new(backend.clone(), located);
+                let verbs = verbs.preserving(preserve).telling(Box::new(Bar::default()));
+                Reach::Offline { verbs, backend, unknown }
             }
         };
         Ok(Session { data_dir, reach })
     }
 
     /// Asks one thing and is done. A store that was opened for it is closed, whatever the answer.
-    pub fn ask(self, request: Request) -> anyhow::Result<Reply> {
+    pub fn ask(mut self, request: Request) -> anyhow::Result<Reply> {
+        if let Request::Rollback { only: false, .. } | Request::UndoRollback { only: false, .. } = &request
+            && let Reach::Offline { unknown, .. } = &mut self.reach
+            && let Some(error) = unknown.take()
+        {
+            self.close()?;
+            return Err(error);
+        }
         match &self.reach {
             Reach::Mounted(client) => Ok(client.ask(&request)?),
             Reach::Offline { verbs, .. } => {

@@ -30,6 +30,8 @@ pub struct Capability(u32);
 impl Capability {
     /// Past the permission bits of files and directories.
     pub const DAC_OVERRIDE: Capability = Capability(1);
+    /// Signals to other users' processes.
+    pub const KILL: Capability = Capability(5);
     /// Into other users' processes.
     pub const SYS_PTRACE: Capability = Capability(19);
     /// Mounting, and much else.

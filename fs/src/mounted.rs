@@ -9,14 +9,16 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
 use snapstore::backend::{Backend, Gate, HeightQuery, Open, SnapshotInfo, SnapshotOptions};
+use snapstore::control::hooks::Around;
 use snapstore::control::{Failure, FailureKind};
+use snapstore::preserve::Pattern;
 
 use crate::adapter::Requests;
 use crate::errno::{Errno, Result};
@@ -45,6 +47,8 @@ pub struct Mounted {
     /// The watchdog's thread ends when this goes.
     watching: Mutex<Option<Sender<()>>>,
     pub(crate) retaining: Retaining,
+    around: OnceLock<Arc<dyn Around>>,
+    pub(crate) preserve: OnceLock<Vec<Pattern>>,
     pub(crate) since: Timestamp,
     /// One verb at a time. Order: before the tree is entered; never taken on a thread that answers requests.
     pub(crate) verb: Mutex<()>,
@@ -55,8 +59,23 @@ pub struct Mounted {
     ended: Condvar,
 }
 
+/// Calls what is to run after a cut when it goes.
+struct After<'a> {
+    around: &'a dyn Around,
+    height: snapstore::Height,
+    taken: bool,
+}
+
+impl Drop for After<'_> {
+    fn drop(&mut self) {
+        self.around.after(self.height, self.taken);
+    }
+}
+
 /// Why there was no cut.
 pub(crate) enum NotCut {
+    /// What is to run before it failed, and without that there is to be none.
+    GivenUp(Failure),
     /// The kernel could not write back what it keeps.
     Flush(Failure),
     /// The store refused or failed.
@@ -66,7 +85,7 @@ pub(crate) enum NotCut {
 impl From<NotCut> for Failure {
     fn from(refused: NotCut) -> Failure {
         match refused {
-            NotCut::Flush(failure) => failure,
+            NotCut::Flush(failure) | NotCut::GivenUp(failure) => failure,
             NotCut::Store(error) => error.into(),
         }
     }
@@ -89,6 +108,8 @@ impl Mounted {
             in_flight: InFlight::default(),
             watching: Mutex::new(None),
             retaining: Retaining::default(),
+            around: OnceLock::new(),
+            preserve: OnceLock::new(),
             since: Timestamp::now(),
             verb: Mutex::new(()),
             kernel: Mutex::new(None),
@@ -178,8 +199,42 @@ impl Mounted {
         Ok(self.cut(height, options)?)
     }
 
-    /// The barrier and the cut.
+    /// Has something run around each cut from now on. Once only.
+    pub fn run_around(&self, around: Arc<dyn Around>) {
+        let first = self.around.set(around).is_ok();
+        assert!(first, "a mount is set up once");
+    }
+
+    /// Has each rollback carry over what these stand for, from now on. Once only.
+    pub fn preserve(&self, patterns: Vec<Pattern>) {
+        let first = self.preserve.set(patterns).is_ok();
+        assert!(first, "a mount is set up once");
+    }
+
+    /// What failed the last time around a cut, if anything did.
+    pub(crate) fn hook_problem(&self) -> Option<String> {
+        self.around.get()?.problem()
+    }
+
+    /// What runs around a cut, the barrier and the cut.
     fn cut(
+        &self,
+        height: snapstore::Height,
+        options: &SnapshotOptions,
+    ) -> std::result::Result<SnapshotInfo, NotCut> {
+        let Some(around) = self.around.get() else { return self.flush_and_cut(height, options) };
+        // Whatever comes of it, a panic too.
+        let mut after = After { around: &**around, height, taken: false };
+        let labels = around.before(height).map_err(NotCut::GivenUp)?;
+        let mut options = options.clone();
+        options.labels.extend(labels);
+        let cut = self.flush_and_cut(height, &options);
+        after.taken = cut.is_ok();
+        cut
+    }
+
+    /// The barrier and the cut.
+    fn flush_and_cut(
         &self,
         height: snapstore::Height,
         options: &SnapshotOptions,
@@ -232,7 +287,7 @@ impl Mounted {
         match self.cut(height, &SnapshotOptions::default()) {
             Ok(_) => Ok(()),
             Err(NotCut::Store(error)) => Err(error.into()),
-            Err(NotCut::Flush(failure)) => {
+            Err(NotCut::Flush(failure) | NotCut::GivenUp(failure)) => {
                 tracing::error!(%height, %failure, "no snapshot was taken");
                 Err(Errno(libc::EIO))
             }

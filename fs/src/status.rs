@@ -23,7 +23,12 @@ impl Mounted {
             memory_bytes: resident_bytes(),
             limits: self.limits(),
             retention: self.retaining.words(),
-            last_error: base.last_error.clone().or_else(|| self.retaining.failed()),
+            preserve: self.preserve.get().cloned().unwrap_or_default(),
+            last_error: base
+                .last_error
+                .clone()
+                .or_else(|| self.retaining.failed())
+                .or_else(|| self.hook_problem()),
             ..base
         })
     }

@@ -3,8 +3,11 @@
 //! What concerns only the store is answered as for one that is not mounted ([`snapstore::control::verbs`]). Here is
 //! the rest: a cut needs the barrier before it, a switch needs the kernel to forget, and unmounting is ours alone.
 
+use std::path::PathBuf;
+
 use snapstore::backend::SwitchReport;
 use snapstore::control::{Failure, Reply, Request, Side, Verbs, verbs};
+use snapstore::preserve;
 
 use snapstore::progress::Silent;
 
@@ -22,16 +25,19 @@ impl Verbs for Mounted {
                 }
                 Ok(Reply::Snapshot(verbs::durable(&*self.backend, taken)?))
             }
-            Request::Rollback { to, preserve, force, dry_run } => {
+            Request::Rollback { to, preserve, only, force, dry_run } => {
                 let _one = self.verb.lock();
+                // Patterns mean what is there at the moment of the switch.
+                let rollback =
+                    |dry_run| self.backend.rollback(*to, &self.preserved(preserve, *only)?, dry_run);
                 // Tried dry first: what cannot be done must fail before anything is refused, flushed or cut off.
-                let report = self.backend.rollback(*to, preserve, true)?;
-                self.switched(report, *force, *dry_run, || self.backend.rollback(*to, preserve, false))
+                self.switched(rollback(true)?, *force, *dry_run, || rollback(false))
             }
-            Request::UndoRollback { force, dry_run } => {
+            Request::UndoRollback { only, force, dry_run } => {
                 let _one = self.verb.lock();
-                let report = self.backend.undo_rollback(true)?;
-                self.switched(report, *force, *dry_run, || self.backend.undo_rollback(false))
+                let undo =
+                    |dry_run| self.backend.undo_rollback_preserving(&self.preserved(&[], *only)?, dry_run);
+                self.switched(undo(true)?, *force, *dry_run, || undo(false))
             }
             Request::Unmount => self.unmount().map(|()| Reply::Done),
             Request::Diff { a, b, .. } => {
@@ -60,6 +66,12 @@ impl Mounted {
     fn of_the_store(&self, request: &Request) -> Result<Reply, Failure> {
         verbs::answer(&*self.backend, request, &Silent)
             .unwrap_or_else(|| Err(crate::mounted::failed("this command is not known to the mount")))
+    }
+
+    /// The paths that a switch carries over.
+    fn preserved(&self, named: &[PathBuf], only: bool) -> snapstore::Result<Vec<PathBuf>> {
+        let configured = self.preserve.get().filter(|_| !only).map_or(&[][..], Vec::as_slice);
+        preserve::with(&*self.backend.head(), named, configured)
     }
 
     fn switched(

@@ -52,7 +52,7 @@ fn nothing_of_the_old_head_is_seen() {
         m.rollback(1, false).unwrap();
         assert_eq!(look_at_everything(&m, ""), old);
         assert_eq!(errno(fs::metadata(m.path("a/only-new"))), libc::ENOENT);
-        m.call(Request::UndoRollback { force: false, dry_run: false }).unwrap();
+        m.call(Request::UndoRollback { only: false, force: false, dry_run: false }).unwrap();
         assert_eq!(look_at_everything(&m, ""), new);
         assert_eq!(errno(fs::metadata(m.path("a/only-old"))), libc::ENOENT);
     }
@@ -95,7 +95,7 @@ fn open_handles_of_the_old_head_fail_and_new_ones_are_right() {
 
     // What the writer had written before is in the head that was left.
     drop((readers, writer, created));
-    m.call(Request::UndoRollback { force: true, dry_run: false }).unwrap();
+    m.call(Request::UndoRollback { only: false, force: true, dry_run: false }).unwrap();
     assert!(fs::read(m.path("a/f")).unwrap().ends_with(b"dirty"));
     assert_eq!(fs::read(m.path("a/created-later")).unwrap(), b"bytes");
 }
@@ -109,7 +109,8 @@ fn a_dry_run_changes_nothing() {
     m.snapshot(2);
     let _open = OpenOptions::new().append(true).open(m.path("f")).unwrap();
     let to = HeightQuery::Exact(Height(1));
-    let would = m.call(Request::Rollback { to, preserve: vec![], force: false, dry_run: true }).unwrap();
+    let would =
+        m.call(Request::Rollback { to, preserve: vec![], only: false, force: false, dry_run: true }).unwrap();
     let Reply::Switched(report) = would else { panic!("{would:?}") };
     assert_eq!(report.hidden_heights, [Height(2)]);
     assert!(fs::read(m.path("f")).unwrap().starts_with(b"newer"));
@@ -225,7 +226,7 @@ fn a_mapping_of_the_old_head_does_not_show_or_write_the_new_one() {
     assert_eq!(fs::read(m.path("f")).unwrap(), vec![b'o'; 8192]);
     drop((map, file));
     assert_eq!(fs::read(m.path("f")).unwrap(), vec![b'o'; 8192]);
-    m.call(Request::UndoRollback { force: true, dry_run: false }).unwrap();
+    m.call(Request::UndoRollback { only: false, force: true, dry_run: false }).unwrap();
     assert!(fs::read(m.path("f")).unwrap().starts_with(b"dirtynnn"));
 }
 
@@ -252,7 +253,7 @@ fn switching_while_readers_run() {
         for _ in 0..30 {
             m.rollback(1, false).unwrap();
             assert_eq!(fs::read_to_string(m.path("a/b/f")).unwrap(), "old".repeat(1002));
-            m.call(Request::UndoRollback { force: false, dry_run: false }).unwrap();
+            m.call(Request::UndoRollback { only: false, force: false, dry_run: false }).unwrap();
             assert_eq!(fs::read_to_string(m.path("a/b/f")).unwrap(), "newer".repeat(1002));
         }
     });

@@ -393,6 +393,17 @@ pub trait Backend: Send + Sync {
     /// Brings back, whole, the head that the latest rollback left.
     /// [`Error::NothingToUndo`](crate::Error::NothingToUndo) when there is none.
     fn undo_rollback(&self, dry_run: bool) -> Result<SwitchReport>;
+    /// The same, with paths carried over from the head that is left now. A backend that can only bring a head back as a
+    /// whole refuses.
+    fn undo_rollback_preserving(&self, preserve: &[PathBuf], dry_run: bool) -> Result<SwitchReport> {
+        match preserve.first() {
+            None => self.undo_rollback(dry_run),
+            Some(path) => Err(crate::error::Error::PreserveImpossible {
+                path: path.clone(),
+                reason: "this backend brings back what a rollback left as a whole; use --no-preserve",
+            }),
+        }
+    }
     /// Deletes snapshots by name; their space comes back in the background. All or none: one that is missing or held
     /// fails the whole call.
     fn delete(&self, heights: &[Height], dry_run: bool) -> Result<DeleteReport>;
@@ -400,6 +411,17 @@ pub trait Backend: Send + Sync {
     fn drop_abandoned(&self, dry_run: bool) -> Result<DeleteReport>;
     /// Protects a snapshot from deletion, or no longer.
     fn set_held(&self, height: Height, held: bool) -> Result<SnapshotInfo>;
+    /// Adds labels to the snapshot of an epoch, over those of the same keys. A backend that keeps no labels of a
+    /// snapshot once it is made answers [`Error::Unsupported`](crate::Error::Unsupported).
+    fn add_labels(
+        &self,
+        height: Height,
+        epoch: EpochId,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<SnapshotInfo> {
+        let _ = (height, epoch, labels);
+        Err(crate::error::Error::Unsupported)
+    }
     /// Space and counts.
     fn usage(&self) -> Result<Usage>;
     /// Waits until the background work that is due now (sealing, reclaim, folding) is done.

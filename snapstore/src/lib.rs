@@ -17,6 +17,7 @@ pub mod locate;
 pub mod merkle;
 pub mod mountinfo;
 pub mod native;
+pub mod preserve;
 pub mod procs;
 pub mod progress;
 pub mod retention;

@@ -4,6 +4,7 @@
 //! `--foreground` it is `tmfs mount` itself. The store may lie beneath the mount, so whatever needs it by path is
 //! opened before mounting, and its directory is kept open for the control socket.
 
+mod follow;
 pub mod log;
 mod process;
 pub mod ready;
@@ -23,7 +24,9 @@ use snapstore::control::server::Server;
 use snapstore::control::{Request, SOCKET_NAME, Verbs};
 
 use crate::config::Cache;
+use crate::extras::{self, Extras};
 use crate::output::recovery_lines;
+use follow::Followed;
 use ready::Ready;
 
 /// What is mounted, and how.
@@ -41,16 +44,19 @@ pub struct Plan {
     pub owner_snapshots: bool,
     /// What is kept of the history; empty: all.
     pub retention: snapstore::retention::Policy,
+    /// What else the daemon does by itself.
+    pub extras: Extras,
 }
 
 /// Opens the store, mounts it, and serves until it is unmounted. The log must have been set up, and no thread started.
 pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
-    let limits = process::prepare();
+    let limits = process::prepare(plan.extras.hooks.signals());
     let signals = signals::block().context("cannot block signals")?;
     let store = open_dir(plan).with_context(|| format!("cannot open the store {}", plan.store.display()))?;
     let control_path =
         PathBuf::from(format!("/proc/{}/fd/{}/{SOCKET_NAME}", std::process::id(), store.as_raw_fd()));
 
+    extras::save_preserve(&plan.store, &plan.extras.preserve)?;
     let (backend, recovery) = chunk::open(&plan.store, &chunk::OpenOptions::default())?;
     let notices = recovery_lines(&recovery);
     for notice in &notices {
@@ -82,7 +88,12 @@ pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
     if let Err(error) = mounted.retain(plan.retention.clone()) {
         mounted.add_limits(vec![format!("nothing is pruned: no thread for it: {error}")]);
     }
-    let verbs: Arc<dyn Verbs> = mounted.clone();
+    mounted.preserve(plan.extras.preserve.clone());
+    if !plan.extras.hooks.is_empty() {
+        mounted.run_around(Arc::new(plan.extras.hooks.clone().around(&plan.data_dir)));
+    }
+    let followed = Arc::new(Followed::begin(mounted.clone(), plan));
+    let verbs: Arc<dyn Verbs> = followed.clone();
     let server = match Server::bind(&store, verbs.clone()) {
         Ok(server) => server,
         Err(error) => {
@@ -99,6 +110,7 @@ pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
 
     let ended = mounted.wait();
     utab::forget(&plan.data_dir);
+    followed.end();
     // Whoever asked for the unmount gets the answer first.
     drop(server);
     ended.context("the mount ended with an error")?;

@@ -4,7 +4,8 @@
 //! is told at the start and by `tmfs status` (`limits`).
 //!
 //! * **Capabilities.** A daemon of root keeps three: `SYS_ADMIN` to mount and unmount, `DAC_OVERRIDE` for layers that
-//!   belong to whoever owned the adopted files, `SYS_PTRACE` to name the processes that have files open. It can gain
+//!   belong to whoever owned the adopted files, `SYS_PTRACE` to name the processes that have files open; one with a hook that
+//!   sends a signal keeps `KILL` as well. It can gain
 //!   none by running a program either. An ordinary user's daemon has none, but must be able to run `fusermount3`, which
 //!   is set-user-id: it may gain what it runs.
 //! * **umask.** What the daemon makes is its user's alone. The umask of whoever makes a file through the mount comes
@@ -29,11 +30,11 @@ const FEW_DESCRIPTORS: u64 = 1 << 16;
 /// What root's daemon gives for `oom_score_adj`: nearly everything else goes first.
 const OOM_SCORE: &str = "-900";
 
-/// What a daemon of root keeps.
+/// What a daemon of root keeps. [`Capability::KILL`] as well, if it is to send signals to other users' processes.
 const KEPT: [Capability; 3] = [Capability::DAC_OVERRIDE, Capability::SYS_PTRACE, Capability::SYS_ADMIN];
 
 /// Prepares this process. Call before any thread is started. Gives back what could not be had, in words.
-pub fn prepare() -> Vec<String> {
+pub fn prepare(signals: bool) -> Vec<String> {
     let mut limits = Vec::new();
     umask(Mode::from_bits_truncate(0o077));
     let descriptors = raise_descriptors();
@@ -46,8 +47,10 @@ pub fn prepare() -> Vec<String> {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         limits.push(format!("may be killed like any other process when memory is short: {error}"));
     }
+    let mut kept = KEPT.to_vec();
+    kept.extend(signals.then_some(Capability::KILL));
     // Last: what is above may need what goes.
-    if let Err(error) = sys::keep_capabilities(&KEPT) {
+    if let Err(error) = sys::keep_capabilities(&kept) {
         limits.push(format!("keeps capabilities that it does not need: {error}"));
     }
     if nix::unistd::geteuid().is_root()

@@ -1,10 +1,11 @@
 //! Starting the daemon in the background, and waiting until it serves.
 //!
 //! The program runs itself again, so that the daemon begins with one thread and nothing of ours but three descriptors:
-//! `/dev/null`, the pipe it tells through ([`super::ready`]), and the log as its stderr.
+//! a pipe with what must not stand on a command line, the pipe it tells through ([`super::ready`]), and the log as its
+//! stderr.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -15,6 +16,7 @@ use snapstore::control::FailureKind;
 use super::Plan;
 use super::log;
 use super::ready::Message;
+use crate::extras::Extras;
 use crate::failure::{Told, failure};
 use crate::{output, sys};
 
@@ -37,10 +39,14 @@ pub fn spawn(plan: &Plan, log: File) -> anyhow::Result<u32> {
         let policy = serde_json::to_string(&plan.retention).context("cannot write the retention policy")?;
         command.arg(format!("--{RETENTION_OPTION}={policy}"));
         command.arg(format!("--{DAEMON_FLAG}"));
-        command.current_dir("/").stdin(Stdio::null()).stdout(pipe).stderr(log);
+        command.current_dir("/").stdin(Stdio::piped()).stdout(pipe).stderr(log);
         command.spawn().context("cannot start the daemon")?
         // Our end of the pipe for writing goes with the command.
     };
+    // Through a pipe, since everybody may read a command line, and there may be passwords in it. One that ends before
+    // it has read says why by itself.
+    let extras = serde_json::to_vec(&plan.extras).context("cannot write what is to be followed")?;
+    let _ = child.stdin.take().map(|mut pipe| pipe.write_all(&extras));
     let mut line = Vec::new();
     words.read_to_end(&mut line).context("cannot hear from the daemon")?;
     match serde_json::from_slice(&line) {
@@ -60,6 +66,16 @@ pub fn spawn(plan: &Plan, log: File) -> anyhow::Result<u32> {
             Err(failure(FailureKind::Failed, message))
         }
     }
+}
+
+/// What [`spawn`] has written for the daemon; nothing, if somebody else has started it.
+pub fn read_extras() -> anyhow::Result<Extras> {
+    let mut text = Vec::new();
+    std::io::stdin().read_to_end(&mut text).context("cannot hear what is to be followed")?;
+    if text.is_empty() {
+        return Ok(Extras::default());
+    }
+    serde_json::from_slice(&text).context("cannot understand what is to be followed")
 }
 
 /// Makes this process, just started by [`spawn`], independent of whoever started it.

@@ -3,6 +3,7 @@
 //! What a person should see happens in this process: the checks, and adopting with its progress. The daemon begins when
 //! the data dir is adopted ([`crate::daemon`]).
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -16,7 +17,9 @@ use crate::config::{self, Backend, Cache};
 use crate::daemon::ready::Ready;
 use crate::daemon::{self, Plan, log, spawn};
 use crate::detach;
+use crate::extras::{Extras, FollowArgs};
 use crate::failure::{Told, failure, kind, usage};
+use crate::policy::PolicyArgs;
 use crate::progress::Bar;
 use crate::target::{self, State};
 use crate::{format, output};
@@ -48,6 +51,13 @@ pub struct Args {
     /// Take options from this file; the command line wins
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Following a height")]
+    follow: FollowArgs,
+    /// Keep multiples of N
+    #[arg(long, value_name = "N", help_heading = "Retention")]
+    keep_interval: Option<NonZeroU64>,
+    #[command(flatten, next_help_heading = "Retention")]
+    policy: PolicyArgs,
     /// The retention policy, from `tmfs mount` to its daemon
     #[arg(long = spawn::RETENTION_OPTION, hide = true, value_name = "JSON", requires = "daemon")]
     retention: Option<String>,
@@ -61,11 +71,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.daemon {
         return run_daemon(args);
     }
-    let config = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
-    let (config, retention) = (config.mount, config.retention);
+    let mut file = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
+    let config = std::mem::take(&mut file.mount);
+    let retention = args.policy.policy(args.keep_interval).or(std::mem::take(&mut file.retention));
+    retention.check().map_err(usage)?;
     let store = args.store.as_deref().map(absolute_store).transpose()?.or(config.store);
     chunk::put_back(&args.dir, store.as_deref())?;
     let data_dir = target::existing(&args.dir)?;
+    let extras = Extras::new(args.follow, file, &data_dir)?;
     let choice = choose_backend(args.backend.or(config.backend).unwrap_or(Backend::Auto))?;
     let located = adopt(&data_dir, store.as_deref(), choice)?;
     let plan = Plan {
@@ -75,6 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         show_heights: args.show_heights.or(config.show_heights).unwrap_or(false),
         owner_snapshots: args.owner_snapshots.or(config.owner_snapshots).unwrap_or(false),
         retention,
+        extras,
     };
     let log =
         log::open(&plan.store).with_context(|| format!("cannot open the log in {}", plan.store.display()))?;
@@ -102,6 +116,7 @@ fn run_daemon(args: Args) -> anyhow::Result<()> {
             Some(policy) => serde_json::from_str(&policy).map_err(|error| usage(error.to_string()))?,
             None => Default::default(),
         },
+        extras: spawn::read_extras()?,
     };
     let mut ready = Ready::Parent;
     daemon::serve(&plan, &mut ready).map_err(|error| {

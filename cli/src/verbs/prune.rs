@@ -3,13 +3,13 @@
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use snapstore::Height;
 use snapstore::control::prune::PruneReport;
 use snapstore::control::{FailureKind, Reply, Request};
-use snapstore::retention::{Algorithm, Bytes, Free, Policy, Within};
+use snapstore::retention::Policy;
 
 use crate::failure::{failure, usage};
+use crate::policy::PolicyArgs;
 use crate::session::{Session, unexpected};
 use crate::{config, format, output};
 
@@ -22,39 +22,8 @@ pub struct Args {
     /// Keep multiples of N
     #[arg(long, value_name = "N")]
     interval: Option<NonZeroU64>,
-    /// Keep at most N heights, held ones counted
-    #[arg(long, value_name = "N")]
-    capacity: Option<NonZeroU64>,
-    /// What goes first where a limit takes something (default: fair)
-    #[arg(long, value_enum)]
-    algorithm: Option<Order>,
-    /// Keep the newest N
-    #[arg(long, value_name = "N")]
-    keep_last: Option<u64>,
-    /// Keep the newest of each of N hours that have one
-    #[arg(long, value_name = "N")]
-    keep_hourly: Option<u64>,
-    /// Keep the newest of each of N days (UTC)
-    #[arg(long, value_name = "N")]
-    keep_daily: Option<u64>,
-    /// Keep the newest of each of N weeks
-    #[arg(long, value_name = "N")]
-    keep_weekly: Option<u64>,
-    /// Keep the newest of each of N months
-    #[arg(long, value_name = "N")]
-    keep_monthly: Option<u64>,
-    /// Keep the newest of each of N years
-    #[arg(long, value_name = "N")]
-    keep_yearly: Option<u64>,
-    /// Keep what is at most this much older than the newest: 36h, 30d, 2w, 6mo, 1y
-    #[arg(long, value_name = "DURATION")]
-    keep_within: Option<Within>,
-    /// Prune until history takes at most so much (K, M, G, T: powers of 1024)
-    #[arg(long, value_name = "SIZE")]
-    max_history_bytes: Option<Bytes>,
-    /// Prune until so much of the disk is free: a size, or a share as 5%
-    #[arg(long, value_name = "SIZE")]
-    min_free: Option<Free>,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// Take `[retention]` from this file; the command line wins
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -64,15 +33,6 @@ pub struct Args {
     /// Print one JSON object: `pruned`, `freed_bytes`, `kept`, `unmet`
     #[arg(long)]
     json: bool,
-}
-
-/// [`Algorithm`] on the command line.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Order {
-    /// The oldest
-    Fair,
-    /// So that the gaps grow by powers with age
-    Fade,
 }
 
 /// Prunes.
@@ -93,24 +53,7 @@ pub fn run(path: Option<&Path>, args: Args) -> anyhow::Result<()> {
 /// What was asked for; `None`: the mount knows.
 fn policy(args: Args) -> anyhow::Result<Option<Policy>> {
     let file = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default().retention;
-    let policy = Policy {
-        interval: args.interval,
-        capacity: args.capacity,
-        algorithm: args.algorithm.map(|order| match order {
-            Order::Fair => Algorithm::Fair,
-            Order::Fade => Algorithm::Fade,
-        }),
-        keep_last: args.keep_last,
-        keep_hourly: args.keep_hourly,
-        keep_daily: args.keep_daily,
-        keep_weekly: args.keep_weekly,
-        keep_monthly: args.keep_monthly,
-        keep_yearly: args.keep_yearly,
-        keep_within: args.keep_within,
-        max_history_bytes: args.max_history_bytes,
-        min_free: args.min_free,
-    };
-    let policy = policy.or(file);
+    let policy = args.policy.policy(args.interval).or(file);
     policy.check().map_err(usage)?;
     match (policy.is_empty(), args.config) {
         (true, Some(config)) => Err(usage(format!("{}: has no [retention]", config.display()))),

@@ -21,6 +21,9 @@ pub struct Args {
     /// Carry this path over from the data as it is now (in the data dir; may be given again)
     #[arg(long, value_name = "PATH")]
     preserve: Vec<PathBuf>,
+    /// Do not carry over what the mount is configured to preserve
+    #[arg(long)]
+    no_preserve: bool,
     /// Also while files are open for writing: what is written to them then fails
     #[arg(long)]
     force: bool,
@@ -39,9 +42,9 @@ pub struct Args {
 pub fn run(path: Option<&Path>, args: Args) -> anyhow::Result<()> {
     let session = Session::open(path)?;
     let data_dir = session.data_dir.clone();
-    let (force, dry_run) = (args.force, args.dry_run);
+    let (force, dry_run, only) = (args.force, args.dry_run, args.no_preserve);
     let request = if args.undo {
-        Request::UndoRollback { force, dry_run }
+        Request::UndoRollback { only, force, dry_run }
     } else {
         let preserve = args.preserve.iter().map(|path| preserved(&data_dir, path));
         let preserve = match preserve.collect::<anyhow::Result<_>>() {
@@ -56,7 +59,7 @@ pub fn run(path: Option<&Path>, args: Args) -> anyhow::Result<()> {
             Some(height) if args.exact => HeightQuery::Exact(height),
             Some(height) => HeightQuery::AtOrBelow(height),
         };
-        Request::Rollback { to, preserve, force, dry_run }
+        Request::Rollback { to, preserve, only, force, dry_run }
     };
     let Reply::Switched(report) = session.ask(request)? else { return Err(unexpected()) };
     match args.json {
@@ -123,6 +126,7 @@ mod tests {
             height: Some(Height(1195)),
             exact: false,
             preserve: vec![],
+            no_preserve: false,
             force: false,
             dry_run: false,
             undo: false,

@@ -72,7 +72,12 @@ fn describe(out: &mut dyn Write, status: &Status, now: Timestamp) -> io::Result<
         line("undo", format!("{count} can be undone (`tmfs rollback --undo`)"))?;
     }
     if let Some(follower) = &status.follower {
-        line("follows", format::text(follower))?;
+        line("follows", format::sentence(follower))?;
+    }
+    if !status.preserve.is_empty() {
+        let patterns: Vec<String> =
+            status.preserve.iter().map(|pattern| format::text(&pattern.to_string())).collect();
+        line("preserves", patterns.join(" "))?;
     }
     if let Some(retention) = &status.retention {
         line("retention", retention.clone())?;
@@ -139,6 +144,8 @@ mod tests {
             usage: Usage::default(),
             cache: None,
             follower: None,
+            following: None,
+            preserve: vec![],
             retention: None,
             open_files: 0,
             open_for_writing: 0,

@@ -73,7 +73,7 @@ impl Mount {
 
     pub fn rollback(&self, height: u64, force: bool) -> Result<Reply, Failure> {
         let to = HeightQuery::Exact(Height(height));
-        self.call(Request::Rollback { to, preserve: vec![], force, dry_run: false })
+        self.call(Request::Rollback { to, preserve: vec![], only: false, force, dry_run: false })
     }
 
     /// The names in a directory, in byte order.

@@ -228,13 +228,14 @@ mod tests {
                     1 => Request::Rollback {
                         to: if flag { HeightQuery::Exact(a) } else { HeightQuery::AtOrBelow(a) },
                         preserve: paths,
+                        only: a.0.is_multiple_of(2),
                         force: flag,
                         dry_run: !flag,
                     },
                     2 => Request::Delete { selection: Selection::Range(a, b), dry_run: flag },
                     3 => Request::Delete { selection: Selection::Heights(vec![a, b]), dry_run: flag },
                     4 => Request::Diff { a: Side::Live, b: Side::Height(b), path: paths.first().cloned() },
-                    _ => Request::UndoRollback { force: flag, dry_run: !flag },
+                    _ => Request::UndoRollback { only: flag, force: flag, dry_run: !flag },
                 }
             },
         )

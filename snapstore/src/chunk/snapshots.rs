@@ -318,6 +318,28 @@ impl Core {
         c.info(epoch).ok_or(Error::NoSnapshots)
     }
 
+    /// Adds labels to the snapshot of an epoch, as long as its height stands for it.
+    pub(crate) fn add_labels(
+        &self,
+        height: Height,
+        epoch: EpochId,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<SnapshotInfo> {
+        let mut c = self.control.lock();
+        if c.find(HeightQuery::Exact(height))? != epoch {
+            return Err(Error::NoSuchHeight { height, nearest: None });
+        }
+        if let Some(row) = c.snapshots.get_mut(&epoch) {
+            let mut all = row.labels.clone();
+            all.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone())));
+            let checked = SnapshotOptions { labels: all, ..SnapshotOptions::default() };
+            check_options(&checked)?;
+            row.labels = checked.labels;
+            self.meta.apply_control(c.stored(epoch).into_iter().collect());
+        }
+        c.info(epoch).ok_or(Error::NoSnapshots)
+    }
+
     /// Makes a snapshot's state the live head.
     pub(crate) fn rollback(
         self: &Arc<Self>,
@@ -351,27 +373,28 @@ impl Core {
     }
 
     /// Brings back the head that the latest switch left.
-    pub(crate) fn undo(self: &Arc<Self>, dry_run: bool) -> Result<SwitchReport> {
+    pub(crate) fn undo(self: &Arc<Self>, preserve: &[PathBuf], dry_run: bool) -> Result<SwitchReport> {
         let c = self.control.lock();
         let (serial, left) = c.undoable().ok_or(Error::NothingToUndo)?;
         let back = Lineage::new(&c.tree, left.epoch);
         let there = |e: &EpochId| back.contains(*e);
         let newest = c.snapshots.iter().filter(|(e, _)| there(e)).map(|(_, s)| s.height).max();
         let hidden = c.visible.iter().filter(|(_, e)| !there(e)).map(|(&h, _)| h).collect();
-        let report = SwitchReport {
+        let mut report = SwitchReport {
             height: newest,
             hidden_heights: hidden,
-            preserved: Vec::new(),
+            preserved: preserve.to_vec(),
             changed: Vec::new(),
         };
         drop(c);
         self.wait_sealed(left.epoch)?;
+        preserve::check(self, preserve)?;
         if !dry_run {
             let mut c = self.control.lock();
             if c.undoable().is_none_or(|(s, _)| s != serial) {
                 return Err(Error::NothingToUndo);
             }
-            self.switch(&mut c, left.epoch, Some(serial), &[])?;
+            report.changed = self.switch(&mut c, left.epoch, Some(serial), preserve)?;
         }
         Ok(report)
     }

@@ -1,5 +1,6 @@
 //! The chunk store as a [`Backend`].
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -113,7 +114,11 @@ impl Backend for ChunkStore {
     }
 
     fn undo_rollback(&self, dry_run: bool) -> Result<SwitchReport> {
-        self.core.undo(dry_run)
+        self.core.undo(&[], dry_run)
+    }
+
+    fn undo_rollback_preserving(&self, preserve: &[PathBuf], dry_run: bool) -> Result<SwitchReport> {
+        self.core.undo(preserve, dry_run)
     }
 
     fn delete(&self, heights: &[Height], dry_run: bool) -> Result<DeleteReport> {
@@ -126,6 +131,15 @@ impl Backend for ChunkStore {
 
     fn set_held(&self, height: Height, held: bool) -> Result<SnapshotInfo> {
         self.core.set_held(height, held)
+    }
+
+    fn add_labels(
+        &self,
+        height: Height,
+        epoch: EpochId,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<SnapshotInfo> {
+        self.core.add_labels(height, epoch, labels)
     }
 
     fn usage(&self) -> Result<Usage> {

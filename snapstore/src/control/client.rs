@@ -199,12 +199,18 @@ impl Client {
             Some(height) if strict => HeightQuery::Exact(height),
             Some(height) => HeightQuery::AtOrBelow(height),
         };
-        self.switched(&Request::Rollback { to, preserve: Vec::new(), force: false, dry_run: false })
+        self.switched(&Request::Rollback {
+            to,
+            preserve: Vec::new(),
+            only: false,
+            force: false,
+            dry_run: false,
+        })
     }
 
     /// Takes the latest rollback back.
     pub fn undo_rollback(&self) -> Result<SwitchReport> {
-        self.switched(&Request::UndoRollback { force: false, dry_run: false })
+        self.switched(&Request::UndoRollback { only: false, force: false, dry_run: false })
     }
 
     fn switched(&self, request: &Request) -> Result<SwitchReport> {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{DeleteReport, HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport, Usage};
 use crate::diff::Change;
 use crate::error::Error;
+use crate::preserve::Pattern;
 use crate::retention::Policy;
 use crate::types::Height;
 use crate::verify::{Activity, ScrubResult, VerifyReport};
@@ -20,6 +21,8 @@ use crate::verify::{Activity, ScrubResult, VerifyReport};
 use prune::PruneReport;
 
 pub mod client;
+pub mod following;
+pub mod hooks;
 pub mod offline;
 pub mod prune;
 pub mod server;
@@ -83,10 +86,15 @@ pub enum Request {
         to: HeightQuery,
         #[serde(with = "wire_path::list")]
         preserve: Vec<PathBuf>,
+        /// Leave out what is configured to be preserved at every rollback.
+        #[serde(default)]
+        only: bool,
         force: bool,
         dry_run: bool,
     },
     UndoRollback {
+        #[serde(default)]
+        only: bool,
         force: bool,
         dry_run: bool,
     },
@@ -175,6 +183,12 @@ pub struct Status {
     pub cache: Option<String>,
     /// What follows the chain's height, if anything does.
     pub follower: Option<String>,
+    /// The same in parts.
+    #[serde(default)]
+    pub following: Option<Box<following::Following>>,
+    /// What every rollback carries over, as patterns.
+    #[serde(default)]
+    pub preserve: Vec<Pattern>,
     /// The retention policy in words, when mounted with one.
     #[serde(default)]
     pub retention: Option<String>,

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Failure, FailureKind, Reply, Request, Verbs, verbs};
+use super::{Failure, FailureKind, Reply, Request, Status, Verbs, verbs};
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::locate::Located;
+use crate::preserve::{self, Pattern};
 use crate::progress::{Progress, Silent};
 
 /// Answers for a store that is not mounted.
@@ -17,12 +18,13 @@ pub struct Offline {
     backend: Arc<dyn Backend>,
     located: Located,
     progress: Box<dyn Progress>,
+    preserve: Vec<Pattern>,
 }
 
 impl Offline {
     /// Answers with this backend, opened for the data dir `located`.
     pub fn new(backend: Arc<dyn Backend>, located: Located) -> Offline {
-        Offline { backend, located, progress: Box::new(Silent) }
+        Offline { backend, located, progress: Box::new(Silent), preserve: Vec::new() }
     }
 
     /// Tells of the progress of long work.
@@ -30,11 +32,20 @@ impl Offline {
         Offline { progress, ..self }
     }
 
+    /// Carries these over at every rollback, unless told not to.
+    pub fn preserving(self, preserve: Vec<Pattern>) -> Offline {
+        Offline { preserve, ..self }
+    }
+
     /// The requests that [`verbs::answer`] leaves to a mount or to us.
     fn own(&self, request: &Request) -> Result<Reply> {
         let backend = &*self.backend;
+        let configured = |only: bool| if only { &[][..] } else { &self.preserve };
         match request {
-            Request::Status => verbs::status_base(backend, &self.located).map(Box::new).map(Reply::Status),
+            Request::Status => {
+                let base = verbs::status_base(backend, &self.located)?;
+                Ok(Reply::Status(Box::new(Status { preserve: self.preserve.clone(), ..base })))
+            }
             Request::Snapshot { height, options, wait } => {
                 let taken = backend.snapshot(*height, options)?;
                 if !*wait {
@@ -44,11 +55,13 @@ impl Offline {
                 backend.settle()?;
                 super::verbs::durable(backend, taken).map(Reply::Snapshot)
             }
-            Request::Rollback { to, preserve, force: _, dry_run } => {
-                backend.rollback(*to, preserve, *dry_run).map(Reply::Switched)
+            Request::Rollback { to, preserve, only, force: _, dry_run } => {
+                let preserve = preserve::with(&*backend.head(), preserve, configured(*only))?;
+                backend.rollback(*to, &preserve, *dry_run).map(Reply::Switched)
             }
-            Request::UndoRollback { force: _, dry_run } => {
-                backend.undo_rollback(*dry_run).map(Reply::Switched)
+            Request::UndoRollback { only, force: _, dry_run } => {
+                let preserve = preserve::with(&*backend.head(), &[], configured(*only))?;
+                backend.undo_rollback_preserving(&preserve, *dry_run).map(Reply::Switched)
             }
             _ => unreachable!("the rest is answered alike everywhere, or below"),
         }

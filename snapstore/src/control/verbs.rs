@@ -63,6 +63,8 @@ pub fn status_base(backend: &dyn Backend, located: &Located) -> Result<Status> {
         usage: backend.usage()?,
         cache: None,
         follower: None,
+        following: None,
+        preserve: Vec::new(),
         retention: None,
         open_files: 0,
         open_for_writing: 0,

@@ -15,6 +15,7 @@
 //! | [`engine`] | databases that write while snapshots are taken, and what each copy must hold |
 //! | [`victim`] | a database in a process of its own, which loses its disk |
 //! | [`rocksdb`] | RocksDB through its command line tools |
+//! | [`fakenode`] | a server that speaks as an Ethereum node does, and does as it is told |
 //! | [`monerod`] | a real node in regtest |
 //! | [`sample`] | a directory with everything in it that a careless program trips over |
 //! | [`power`] | a disk with a volatile cache, machines on it, and what a power cut leaves |
@@ -25,6 +26,7 @@
 
 pub mod databases;
 pub mod engine;
+pub mod fakenode;
 pub mod model;
 pub mod monerod;
 pub mod mount;

@@ -22,10 +22,17 @@ pub struct Monerod {
 impl Monerod {
     /// Starts a node on `data_dir` and waits until it answers. Its output goes to `log`.
     pub fn start(data_dir: &Path, log: &Path) -> Monerod {
-        // The port is free now; that nobody takes it in between is a chance that a test may take.
-        let free =
-            || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").port();
-        let (port, p2p) = (free(), free());
+        Monerod::start_at(data_dir, log, Monerod::free_port())
+    }
+
+    /// A port that is free now; that nobody takes it in between is a chance that a test may take.
+    pub fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").port()
+    }
+
+    /// The same, answering on this port.
+    pub fn start_at(data_dir: &Path, log: &Path, port: u16) -> Monerod {
+        let p2p = Monerod::free_port();
         let output = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
         let child = Command::new("monerod")
             .args([
@@ -108,6 +115,17 @@ impl Monerod {
     #[track_caller]
     pub fn mine(&self, blocks: u64) {
         assert!(self.try_mine(blocks), "not mined: {}", self.last_words());
+    }
+
+    /// Takes the newest blocks away, as a reorganisation does.
+    #[track_caller]
+    pub fn pop(&self, blocks: u64) {
+        let url = format!("http://127.0.0.1:{}/pop_blocks", self.port);
+        let request = json!({"nblocks": blocks}).to_string();
+        let outcome =
+            program::run(Command::new("curl").args(["-sS", "--max-time", "120", "-d", &request]).arg(url));
+        let answer: Value = serde_json::from_slice(&outcome.stdout).unwrap_or_else(|_| panic!("{outcome}"));
+        assert_eq!(answer["status"], "OK", "{outcome}");
     }
 
     /// Asks the node to stop and waits until it has.

@@ -151,6 +151,11 @@ impl Mount {
         program::run(&mut self.mount_command())
     }
 
+    /// The same with more options.
+    pub fn try_mount_with(&self, options: &[&str]) -> Outcome {
+        program::run(self.mount_command().args(options))
+    }
+
     /// The command that [`Mount::try_mount`] runs.
     pub fn mount_command(&self) -> Command {
         let mut command = Command::new(program::tmfs());

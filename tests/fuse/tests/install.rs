@@ -138,6 +138,34 @@ fn the_ancestor_s_line_sets_up_a_service_whose_configuration_works() {
 }
 
 #[test]
+fn a_follower_and_a_preset_go_into_the_configuration() {
+    let machine = Machine::new();
+    let height = machine.mount.work.path().join("height");
+    fs::write(&height, "120\n").unwrap();
+    let follow = format!("--follow=file:{}", height.display());
+    machine.run(&[&machine.path(), "-i=5", "--preset=geth", &follow]).ok();
+    let text = fs::read_to_string(machine.config()).unwrap();
+    assert!(text.contains("preset = \"geth\"\n") && text.contains("[follow]\nsource = \"file:"), "{text}");
+    let mounted = Command::new(program::tmfs())
+        .args(["mount", "--config"])
+        .arg(machine.config())
+        .arg("--store")
+        .arg(&machine.mount.store)
+        .arg(&machine.mount.dir)
+        .output()
+        .unwrap();
+    assert!(mounted.status.success(), "{mounted:?}");
+    program::wait_until("a snapshot of the height that the file holds", || machine.mount.heights() == [120]);
+    fs::write(&height, "121\n").unwrap();
+    fs::write(&height, "125\n").unwrap();
+    program::wait_until("the next multiple of the interval", || machine.mount.heights() == [120, 125]);
+    // The preset alone has an interval of its own.
+    machine.run(&[&machine.path(), "--preset=monero"]).ok();
+    let text = fs::read_to_string(machine.config()).unwrap();
+    assert!(text.contains("preset = \"monero\"") && !text.contains("interval"), "{text}");
+}
+
+#[test]
 fn again_it_changes_nothing_and_with_other_options_it_keeps_the_old_ones() {
     let machine = Machine::new();
     machine.run(&[&machine.path(), "-c=7"]).ok();
@@ -179,6 +207,8 @@ fn what_is_wrong_is_refused_in_one_sentence_before_anything_changes() {
         (&["-i=10"], "--path=DIR"),
         (&["--follow=emv:http://h", &path], "--follow=emv:http://h"),
         (&["--follow=exec:a\"b", &path], "cannot hold quotes"),
+        (&["--follow=file:relative", &path], "file:relative"),
+        (&["--preset=gethh", &path], "there is no preset gethh"),
         (&["--preset=Geth$", &path], "--preset"),
         (&["--node=geth", &path], "--node=geth"),
         (&["--node=../x.service", &path], "--node="),

@@ -1,7 +1,8 @@
 //! The lines between the crates, kept by reading manifests and sources.
 //!
-//! `cli → fs → snapstore`: each crate knows only what stands to its right; one module knows `fuser`; `anyhow` is the
-//! program's alone; `unsafe` lives in `sys`; a file holds one concept.
+//! `cli → fs → snapstore`, `cli → follow → snapstore`: each crate knows only what stands to its right; one module knows
+//! `fuser`; only `follow` speaks with a network; `anyhow` is the program's alone; `unsafe` lives in `sys`; a file holds
+//! one concept.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -113,8 +114,13 @@ fn the_reader_reads() {
 #[test]
 fn dependencies_point_one_way() {
     for (crate_dir, forbidden) in [
-        ("snapstore", &["fuser", "clap", "anyhow", "tmfs-fs", "tmfs-cli", "indicatif"][..]),
-        ("fs", &["clap", "anyhow", "tmfs-cli", "indicatif"]),
+        (
+            "snapstore",
+            &["fuser", "clap", "anyhow", "tmfs-fs", "tmfs-cli", "tmfs-follow", "indicatif", "ureq"][..],
+        ),
+        ("fs", &["clap", "anyhow", "tmfs-cli", "tmfs-follow", "indicatif", "ureq"]),
+        ("follow", &["fuser", "clap", "anyhow", "tmfs-fs", "tmfs-cli", "indicatif"]),
+        ("cli", &["fuser", "ureq"]),
     ] {
         let found: Vec<String> =
             dependencies(crate_dir).into_iter().filter(|name| forbidden.contains(&name.as_str())).collect();
@@ -122,6 +128,8 @@ fn dependencies_point_one_way() {
     }
     let found = offenders("snapstore", &["fuser", "clap", "tmfs_fs", "anyhow"], none);
     assert!(found.is_empty(), "snapstore:\n{}", found.join("\n"));
+    let found = offenders("follow", &["fuser", "clap", "tmfs_fs", "anyhow"], none);
+    assert!(found.is_empty(), "follow:\n{}", found.join("\n"));
     let found = offenders("fs", &["clap", "anyhow"], none);
     assert!(found.is_empty(), "fs:\n{}", found.join("\n"));
 }
@@ -161,7 +169,7 @@ fn unsafe_lives_in_sys() {
     let sys = |path: &Path| {
         path.components().any(|part| part.as_os_str() == "sys") || path.file_name() == Some("sys.rs".as_ref())
     };
-    for crate_dir in ["snapstore", "fs", "cli", "tests", "bench"] {
+    for crate_dir in ["snapstore", "follow", "fs", "cli", "tests", "bench"] {
         let found = offenders(crate_dir, &["unsafe"], sys);
         assert!(found.is_empty(), "unsafe outside of sys:\n{}", found.join("\n"));
     }
@@ -169,7 +177,7 @@ fn unsafe_lives_in_sys() {
 
 #[test]
 fn a_file_holds_one_concept() {
-    for crate_dir in ["snapstore", "fs", "cli", "tests", "bench"] {
+    for crate_dir in ["snapstore", "follow", "fs", "cli", "tests", "bench"] {
         let long: Vec<String> = sources(crate_dir)
             .iter()
             .filter(|(_, text)| text.lines().count() > LONGEST)

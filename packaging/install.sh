@@ -189,12 +189,16 @@ if [ -n "$uninstall" ]; then
             if is_mounted "$path" && [ -z "$dry" ] && ! "$bin" unmount "$path"; then
                 fail "$path: not unmounted; stop what uses it, then run this again (nothing was changed)"
             fi
-            tell_systemd disable --now "$service"
+            # Says by itself what it does not know any more.
+            tell_systemd disable --now "$service" || true
         elif [ -z "$root" ] && is_mounted "$path"; then
             fail "$path: mounted; \`tmfs unmount $path\` first (nothing was changed)"
         fi
         for drop_in in "$root$unit_dir"/*.service.d/tmfs.conf; do
-            [ ! -e "$drop_in" ] || ! grep -qF -- "$service" "$drop_in" || take_away "${drop_in#"$root"}"
+            [ ! -e "$drop_in" ] || ! grep -qF -- "$service" "$drop_in" || {
+                take_away "${drop_in#"$root"}"
+                [ -n "$dry" ] || rmdir --ignore-fail-on-non-empty -- "$(dirname -- "$drop_in")"
+            }
         done
         [ -z "$systemd" ] || tell_systemd daemon-reload
         [ ! -e "$root$config" ] || note "$root$config: kept"
@@ -208,7 +212,7 @@ if [ -n "$uninstall" ]; then
         [ -e "$file" ] || continue
         name=$(basename "$file" .toml)
         say_how_to_eject "$(unescape_path "$name")"
-        [ -z "$systemd" ] || tell_systemd disable "tmfs@$name.service"
+        [ -z "$systemd" ] || tell_systemd disable "tmfs@$name.service" || true
         note "$file: kept"
     done
     for name in "${helpers[@]}"; do take_away "/sbin/$name"; done
@@ -260,7 +264,10 @@ if [ -n "$path" ]; then
     # The program reads it before it looks at the directory, and says what is wrong with it by status 2.
     found=0
     said=$("$binary" mount --config "$work/config" "$work/none" 2>&1) || found=$?
-    [ "$found" != 2 ] || die "${said/"$work/config"/the configuration}"
+    # The last line of it, without the program's and the file's name.
+    said=${said##*$'\n'}
+    said=${said#tmfs: }
+    [ "$found" != 2 ] || die "the program refuses these options: ${said#"$work/config: "}"
 fi
 
 if [ -n "$program" ]; then

@@ -163,6 +163,7 @@ impl Running {
 
 #[test]
 fn it_starts_says_that_it_is_ready_and_stops_with_everything_durable() {
+    let plain = Mount::empty().status();
     let service = Service::new();
     for abstract_name in [false, true] {
         let running = service.start(abstract_name);
@@ -171,6 +172,8 @@ fn it_starts_says_that_it_is_ready_and_stops_with_everything_durable() {
         fs::write(service.mount.live("written"), format!("{abstract_name}")).unwrap();
         let said = service.mount.status()["retention"].to_string();
         assert!(said.contains("at most 5"), "of the instance's configuration: {said}");
+        let limits = service.mount.status()["limits"].clone();
+        assert_eq!(limits, plain["limits"], "the unit takes nothing away that the daemon needs");
         service.exec_stop().ok();
         assert!(running.end().success(), "{}", service.journal());
         assert!(!is_mounted(&service.mount.dir));

@@ -8,7 +8,8 @@ usage() {
 usage: install.sh [-p=DIR] [OPTIONS]
 
   -p=DIR   --path=DIR          the data dir to set up a service for (without it: only the program)
-  -i=N     --interval=N        heights between snapshots (default: 10, or the preset's)
+  -i=N     --interval=N        heights between snapshots that are followed (default: 10, or the preset's); with nothing
+                               to follow, those off it are not kept
   -c=N     --capacity=N        how many heights are kept (default: 100)
   -m=MODE  --mode=MODE         auto, chunk, btrfs, zfs or external (default: auto)
   -a=ALGO  --algorithm=ALGO    fair keeps the newest, fade thins out with age (default: fair)
@@ -247,18 +248,19 @@ fi
 "$binary" --version > /dev/null 2>&1 || die "$binary: does not run on this machine"
 
 if [ -n "$path" ]; then
-    [ -n "$interval" ] || [ -n "$preset" ] || interval=10
+    # What is followed has the interval; heights that are off it, where blocks come faster than questions, are kept like
+    # the others. Where somebody asks for each height, those off the interval go.
+    asked='' followed=''
+    if [ -n "$follow$preset" ]; then followed=$interval; else asked=${interval:-10}; fi
     {
         echo "# Written by install.sh. docs/SEMANTICS.md says what else can stand here."
         [ -z "$preset" ] || printf 'preset = "%s"\n' "$preset"
         printf '\n[mount]\nbackend = "%s"\n' "${mode:-auto}"
-        if [ -n "$follow$preset" ] && [ -n "$follow$interval" ]; then
-            printf '\n[follow]\n'
-            [ -z "$follow" ] || printf 'source = "%s"\n' "$follow"
-            [ -z "$interval" ] || printf 'interval = %s\n' "$interval"
-        fi
+        [ -z "$follow$followed" ] || printf '\n[follow]\n'
+        [ -z "$follow" ] || printf 'source = "%s"\n' "$follow"
+        [ -z "$followed" ] || printf 'interval = %s\n' "$followed"
         printf '\n[retention]\n'
-        [ -z "$interval" ] || printf 'interval = %s\n' "$interval"
+        [ -z "$asked" ] || printf 'interval = %s\n' "$asked"
         printf 'capacity = %s\nalgorithm = "%s"\n' "${capacity:-100}" "${algorithm:-fair}"
     } > "$work/config"
     # The program reads it before it looks at the directory, and says what is wrong with it by status 2.

@@ -111,7 +111,7 @@ fn measure(
         client.settle()?;
         pages(tmfs.dir())
     } else if case.starts_with("btrfs") {
-        let btrfs = Btrfs::new(on(FileSystem::Btrfs)?, Duration::from_secs(1))?;
+        let btrfs = Btrfs::new(on(FileSystem::Btrfs)?, None)?;
         ready(btrfs.dir())?;
         if snapshot {
             btrfs.snapshot(1)?;

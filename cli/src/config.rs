@@ -6,7 +6,14 @@
 //! show-heights = false
 //! owner-snapshots = false      # let the owner of the data take snapshots by mkdir
 //! store = "/fast/disk/store"   # absolute
-//! backend = "auto"             # or "chunk"
+//! backend = "auto"             # or "chunk", "btrfs", "zfs", "external"
+//! passthrough = true           # let the kernel read and write the files of btrfs and zfs by itself
+//!
+//! [external]                   # for that backend: the keys of snapstore::native::external::Config
+//! create = ["/usr/local/sbin/snap", "create", "{live}", "{name}"]
+//! list = ["/usr/local/sbin/snap", "list"]
+//! delete = ["/usr/local/sbin/snap", "delete", "{name}"]
+//! rollback = ["/usr/local/sbin/snap", "restore", "{live}", "{name}"]
 //!
 //! preset = "geth"              # before any table: what suits a family of nodes
 //!
@@ -33,6 +40,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+pub use snapstore::native::external::Config as External;
 use snapstore::retention::Policy;
 use tmfs_follow::hooks::Hooks;
 use tmfs_follow::preset::Preset;
@@ -57,6 +65,8 @@ pub struct Config {
     pub hooks: Hooks,
     /// `[preserve]`: what a rollback carries over.
     pub preserve: Preserve,
+    /// `[external]`: the commands of the external backend.
+    pub external: Option<External>,
 }
 
 /// `[mount]`
@@ -65,6 +75,7 @@ pub struct Config {
 #[allow(missing_docs)] // Named as the options of `tmfs mount`.
 pub struct Mount {
     pub cache: Option<Cache>,
+    pub passthrough: Option<bool>,
     pub show_heights: Option<bool>,
     pub owner_snapshots: Option<bool>,
     pub store: Option<PathBuf>,
@@ -117,6 +128,9 @@ pub(crate) fn parse(text: &str) -> Result<Config, String> {
     let config: Config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
     config.retention.check().map_err(|problem| format!("retention: {problem}"))?;
     config.preset.as_deref().map(Preset::named).transpose()?;
+    if let Some(external) = &config.external {
+        external.check().map_err(|problem| format!("external: {problem}"))?;
+    }
     match &config.mount.store {
         Some(store) if !store.is_absolute() => Err("mount.store must be an absolute path".into()),
         _ => Ok(config),
@@ -130,9 +144,10 @@ mod tests {
     #[test]
     fn all_keys_and_none() {
         assert_eq!(parse("").unwrap(), Config::default());
-        let text = "[mount]\ncache = 'through'\nshow-heights = true\nowner-snapshots = true\nstore = '/s'\nbackend = 'chunk'\n";
+        let text = "[mount]\ncache = 'through'\npassthrough = false\nshow-heights = true\nowner-snapshots = true\nstore = '/s'\nbackend = 'chunk'\n";
         let mount = Mount {
             cache: Some(Cache::Through),
+            passthrough: Some(false),
             show_heights: Some(true),
             owner_snapshots: Some(true),
             store: Some("/s".into()),
@@ -159,6 +174,22 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_one() {
+        let config = parse(include_str!("../../packaging/tmfs.example.toml")).unwrap();
+        assert_eq!(config.preset.as_deref(), Some("geth"));
+    }
+
+    #[test]
+    fn commands_of_the_external_backend() {
+        let text =
+            "[external]\ncreate = ['s', 'c', '{name}']\nlist = ['s', 'l']\ndelete = ['s', 'd', '{name}']\n";
+        let whole = format!("{text}rollback = ['s', 'r', '{{name}}']\n");
+        assert_eq!(parse(&whole).unwrap().external.unwrap().create, ["s", "c", "{name}"]);
+        assert!(parse(text).is_err(), "no rollback");
+        assert!(parse(&whole.replace("{name}", "{nmae}")).unwrap_err().starts_with("external: "));
+    }
+
+    #[test]
     fn typos_are_errors() {
         for text in [
             "preset = 'gethh'",
@@ -175,7 +206,7 @@ mod tests {
 
     #[test]
     fn whatever_stands_in_the_file_is_taken_or_refused() {
-        let text = b"[mount]\ncache = 'through'\nshow-heights = true\nstore = '/s'\nbackend = 'chunk'\n";
+        let text = b"[mount]\ncache = 'through'\npassthrough = false\nshow-heights = true\nstore = '/s'\nbackend = 'chunk'\n";
         for at in 0..text.len() {
             for byte in [0, b'\n', b'\'', b'[', b'{', b'9', 0x7f, 0xc3, 0xff] {
                 let mut changed = text.to_vec();

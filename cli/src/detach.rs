@@ -7,8 +7,10 @@ use std::process::Command;
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use snapstore::procs;
 
 use crate::output;
+use crate::verbs::mount::list_users;
 
 /// Detaches the mount at a path (absolute, without symlinks).
 pub fn lazily(point: &Path) -> anyhow::Result<()> {
@@ -40,6 +42,8 @@ pub fn after_flush(point: &Path) -> anyhow::Result<()> {
 
 /// Clears the mount of a daemon that has died, and says what comes of it.
 pub fn dead(data_dir: &Path, what_next: &str) -> anyhow::Result<()> {
+    // While it is there, the kernel names what is open in it.
+    let writers = procs::open_files(data_dir, true);
     let cleared = tmfs_fs::clear_dead_mount(data_dir)
         .with_context(|| format!("cannot clear the dead mount of {}", data_dir.display()))?;
     // The kernel may answer for the root from what it remembers of it, so that it does not look dead.
@@ -47,5 +51,12 @@ pub fn dead(data_dir: &Path, what_next: &str) -> anyhow::Result<()> {
         lazily(data_dir)?;
     }
     output::complain(&format!("{}: the daemon of this mount had died; {what_next}", data_dir.display()));
+    if !writers.is_empty() {
+        output::complain(&format!(
+            "{}: still has files of that mount open; restart these processes, a rollback cannot see that they write:{}",
+            data_dir.display(),
+            list_users(&writers)
+        ));
+    }
     Ok(())
 }

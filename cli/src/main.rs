@@ -7,6 +7,7 @@
 //! Called by mount(8), under another name, it is a helper of that program (`helper`).
 
 mod args;
+mod backends;
 mod config;
 mod daemon;
 mod detach;

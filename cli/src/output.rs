@@ -6,7 +6,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
-use snapstore::chunk::Recovery;
+use snapstore::store::Recovery;
 
 /// Writes data to stdout.
 pub fn data(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use snapstore::backend::Backend;
-use snapstore::chunk;
 use snapstore::control::client::Client;
 use snapstore::control::offline::Offline;
 use snapstore::control::{Reply, Request, Verbs};
 use snapstore::progress::Progress;
+use snapstore::store;
 
 use crate::extras;
 use crate::failure::failure;
@@ -42,7 +42,7 @@ impl Session {
             State::Dead => return Err(target::dead(&data_dir)),
             State::Plain => return Err(target::plain(&data_dir)),
             State::Adopted(located) => {
-                let (backend, recovery) = chunk::open(&located.store, &chunk::OpenOptions::default())?;
+                let (backend, recovery) = store::open(&located.store, &store::OpenOptions::default())?;
                 output::tell_recovery(&recovery);
                 let (preserve, unknown) = match extras::saved_preserve(&located.store) {
                     Ok(preserve) => (preserve, None),

@@ -28,14 +28,28 @@ pub fn be_io_flusher() -> io::Result<()> {
 pub struct Capability(u32);
 
 impl Capability {
+    /// Giving files away.
+    pub const CHOWN: Capability = Capability(0);
     /// Past the permission bits of files and directories.
     pub const DAC_OVERRIDE: Capability = Capability(1);
+    /// Opening files by handle.
+    pub const DAC_READ_SEARCH: Capability = Capability(2);
+    /// What else only a file's owner may.
+    pub const FOWNER: Capability = Capability(3);
+    /// Set-id bits on files of others.
+    pub const FSETID: Capability = Capability(4);
     /// Signals to other users' processes.
     pub const KILL: Capability = Capability(5);
+    /// The flags of files that must not change.
+    pub const LINUX_IMMUTABLE: Capability = Capability(9);
     /// Into other users' processes.
     pub const SYS_PTRACE: Capability = Capability(19);
     /// Mounting, and much else.
     pub const SYS_ADMIN: Capability = Capability(21);
+    /// Device nodes.
+    pub const MKNOD: Capability = Capability(27);
+    /// Capabilities of files.
+    pub const SETFCAP: Capability = Capability(31);
 }
 
 /// Drops all capabilities of this thread, and those it could gain by running a program, but these. What it does not

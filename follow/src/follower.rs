@@ -429,6 +429,10 @@ impl Heights {
         info: &snapstore::backend::SnapshotInfo,
         at: &mut At<'_>,
     ) {
+        if at.cancel.is_set() {
+            // The mount is about to go, and the node may be slow.
+            return;
+        }
         let mut labels = BTreeMap::new();
         let mut mismatch = None;
         match self.source.tip() {

@@ -59,6 +59,10 @@ impl Keeper for Mounted {
     fn label(&self, height: u64, epoch: EpochId, labels: BTreeMap<String, String>) -> Result<(), Failure> {
         match self.backend.add_labels(Height(height), epoch, &labels) {
             Ok(_) | Err(snapstore::Error::NoSuchHeight { .. } | snapstore::Error::NoSnapshots) => Ok(()),
+            Err(snapstore::Error::Unsupported) => {
+                tracing::debug!(height, "this backend's snapshots keep no labels once they are made");
+                Ok(())
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -172,6 +172,20 @@ mod tests {
     }
 
     #[test]
+    fn the_table_in_the_documents_is_true() {
+        let text = include_str!("../../docs/FOLLOWING.md");
+        let (_, table) = text.split_once("| preset | follows |").expect("the table");
+        let rows: Vec<&str> = table.lines().skip(2).take_while(|line| line.starts_with('|')).collect();
+        let expected = PRESETS.iter().map(|preset| {
+            let preserve: Vec<String> = preset.preserve.iter().map(|path| format!("`{path}`")).collect();
+            let before = preset.before.map_or("nothing".to_owned(), |url| format!("POST `{url}`"));
+            let Preset { name, source, interval, .. } = preset;
+            format!("| `{name}` | `{source}` | {interval} | {} | {before} |", preserve.join(", "))
+        });
+        assert_eq!(rows, expected.collect::<Vec<_>>());
+    }
+
+    #[test]
     fn a_validator_never_forgets_what_it_signed() {
         let preserved = |name: &str, path: &str| {
             let patterns = Preset::named(name).unwrap().preserve.iter();

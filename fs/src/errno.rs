@@ -64,12 +64,15 @@ table! {
     NothingToUndo => ENOENT,
     PreserveMissing => ENOENT,
     PreserveImpossible => EINVAL,
+    NothingToImport => EINVAL,
+    NestedSubvolume => EINVAL,
     BadSnapshotOption => EINVAL,
     // The store as a whole.
     NotAStore => EINVAL,
     StoreMissing => EINVAL,
     Locked => EBUSY,
     NewerFormat => EINVAL,
+    OtherBackend => EINVAL,
     ForeignStore => EACCES,
     CannotAdopt => EINVAL,
     CannotEject => EINVAL,
@@ -77,6 +80,7 @@ table! {
     DamagedLayer => EIO,
     PreviousFailure => EIO,
     Closed => EIO,
+    Command => EIO,
 }
 
 /// How many failures the log tells of in a while. A program that goes on writing to a full disk would fill the log
@@ -120,6 +124,7 @@ impl From<Error> for Errno {
             | Error::DamagedLayer { .. }
             | Error::PreviousFailure { .. }
             | Error::Io { .. }
+            | Error::Command { .. }
             | Error::Metadata(..) => match FAILURES.admit(Instant::now()) {
                 Some(0) => tracing::error!(%error, errno = errno.0, "a request failed"),
                 Some(more) => tracing::error!(%error, errno = errno.0, more, "requests failed"),

@@ -67,7 +67,9 @@ impl Drop for Flusher<'_> {
 impl Mounted {
     /// Has the kernel write back every inode that is open for writing. Never on a thread that answers requests.
     pub(crate) fn flush_writers(&self, what: Flush) -> Result<(), Failure> {
-        let writers = self.tree.handles.writers(self.tree.live_tag());
+        let mut writers = self.tree.handles.writers(self.tree.live_tag());
+        // What the kernel writes by itself has no pages here.
+        writers.retain(|writer| !self.ways.is_direct(writer.id));
         let (closed, failures) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
         self.through_mount(&writers, |writer| match self.flush_inode(writer.id, what) {
             Ok(true) => {}

@@ -127,8 +127,8 @@ impl Handles {
     }
 
     /// Registers a handle that `pid` opens, and gives it a number.
-    pub fn insert(&self, handle: Handle, pid: u32) -> u64 {
-        match &handle {
+    pub fn insert(&self, handle: Arc<Handle>, pid: u32) -> u64 {
+        match &*handle {
             Handle::LiveWrite(file) => {
                 self.open.fetch_add(1, Ordering::Relaxed);
                 self.writing.fetch_add(1, Ordering::Relaxed);
@@ -143,7 +143,7 @@ impl Handles {
             Handle::Flush(_) | Handle::Directory(_) => {}
         }
         let fh = self.next.fetch_add(1, Ordering::Relaxed);
-        self.shard(fh).write().insert(fh, Arc::new(handle));
+        self.shard(fh).write().insert(fh, handle);
         fh
     }
 
@@ -173,6 +173,15 @@ impl Handles {
             Handle::Flush(_) | Handle::Directory(_) => {}
         }
         Some(handle)
+    }
+
+    /// Takes all of them out.
+    pub fn clear(&self) {
+        let all: Vec<u64> =
+            self.shards.iter().flat_map(|shard| shard.read().keys().copied().collect::<Vec<_>>()).collect();
+        for fh in all {
+            drop(self.remove(fh));
+        }
     }
 
     /// The inodes of the head with this tag that are open for writing.

@@ -1,6 +1,6 @@
 //! What can be told to the kernel.
 //!
-//! Each of these may wait for a lock that the kernel holds while one of its requests is being answered. They must
+//! Each of these, but one, may wait for a lock that the kernel holds while one of its requests is being answered. They must
 //! come from threads that answer no requests, with no lock held that an answer needs.
 
 use std::ffi::OsStr;
@@ -12,6 +12,8 @@ use crate::node::NodeId;
 pub trait Kernel: Send + Sync {
     /// Drop the name from the directory's cache, with everything below it.
     fn forget_name(&self, dir: NodeId, name: &OsStr) -> io::Result<()>;
+    /// Drop cached attributes. This one takes no lock that a request holds: it may come from anywhere.
+    fn forget_attributes(&self, id: NodeId) -> io::Result<()>;
     /// Write back and drop cached content and attributes.
     fn forget_content(&self, id: NodeId) -> io::Result<()>;
 }

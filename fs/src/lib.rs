@@ -28,6 +28,7 @@ mod mount;
 mod mounted;
 pub mod node;
 mod order;
+mod passthrough;
 mod retain;
 mod status;
 mod switch;
@@ -36,6 +37,7 @@ pub mod tree;
 mod unmount;
 mod verbs;
 mod views;
+mod ways;
 
 pub use mount::{Cache, MountError, MountOptions, SLOW_REQUEST, clear_dead_mount, mount};
 pub use mounted::Mounted;

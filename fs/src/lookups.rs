@@ -21,6 +21,8 @@ struct Known {
     handles: u32,
     /// Whether it was seen to lose its last name.
     nameless: bool,
+    /// Whether it may change without a request: see [`Lookups::changes_unseen`].
+    unseen: bool,
 }
 
 /// The table of live inodes that the kernel references.
@@ -53,6 +55,20 @@ impl Lookups {
     #[must_use]
     pub fn close(&self, id: NodeId) -> bool {
         self.drop_from(id, |known| known.handles = known.handles.saturating_sub(1))
+    }
+
+    /// From now on the inode may change without a request to tell of it, since the kernel writes the file below by
+    /// itself: attributes of it must not be kept. `true`: until now they could be.
+    #[must_use]
+    pub fn changes_unseen(&self, id: NodeId) -> bool {
+        let mut shard = self.shard(id).lock();
+        !std::mem::replace(&mut shard.entry(id).or_default().unseen, true)
+    }
+
+    /// Whether it may change without a request. Remains so for as long as the kernel knows it: a mapping outlives the
+    /// handle it was made from.
+    pub fn may_change_unseen(&self, id: NodeId) -> bool {
+        self.shard(id).lock().get(&id).is_some_and(|known| known.unseen)
     }
 
     /// The kernel dropped references. `true`: nobody can reach the inode any more, and it has no name.
@@ -144,6 +160,20 @@ mod tests {
         assert!(!table.forget(FILE, 1));
         assert!(!table.forget(FILE, 1));
         assert!(table.unnamed(FILE), "unknown to the kernel: gone at once");
+    }
+
+    #[test]
+    fn what_changes_unseen_does_so_until_it_is_forgotten() {
+        let table = Lookups::default();
+        table.refer(FILE);
+        assert!(!table.may_change_unseen(FILE));
+        assert!(table.changes_unseen(FILE));
+        assert!(!table.changes_unseen(FILE));
+        table.open(FILE);
+        assert!(!table.close(FILE));
+        assert!(table.may_change_unseen(FILE));
+        assert!(!table.forget(FILE, 1));
+        assert!(!table.may_change_unseen(FILE));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use snapstore::mountinfo;
 use crate::adapter::{Session, Wanted};
 use crate::mounted::Mounted;
 use crate::unmount::detach;
-use crate::{bdi, sys};
+use crate::{bdi, passthrough, sys};
 
 /// The mount's type, as `mount` shows it.
 const KIND: &str = "fuse.tmfs";
@@ -56,6 +56,8 @@ pub struct MountOptions {
     pub mountpoint: PathBuf,
     /// Who keeps written data.
     pub cache: Cache,
+    /// Let the kernel read and write the files below by itself, where the backend and the kernel can do it.
+    pub passthrough: bool,
     /// Show `@height` and `@time` in the listing of the root.
     pub show_heights: bool,
     /// Where the control socket is: the value of [`snapstore::control::CONTROL_XATTR`] on the root.
@@ -109,10 +111,12 @@ pub fn mount(backend: Arc<dyn Backend>, mut options: MountOptions) -> Result<Arc
         return Err(MountError::AlreadyMounted { path: point });
     }
     let workers = options.threads.unwrap_or_else(default_threads).max(4);
-    let wanted = Wanted { writeback: options.cache == Cache::Writeback };
+    let (passthrough, without) = passthrough::wanted(&*backend, &options);
+    let wanted = Wanted { writeback: options.cache == Cache::Writeback, passthrough };
 
-    let (device, limits) = attach(&point, &dir, mode)?;
+    let (device, mut limits) = attach(&point, &dir, mode)?;
     drop(dir);
+    limits.extend(without);
     let mounted = Arc::new(Mounted::new(backend, options, workers));
     mounted.add_limits(limits);
     let session = match Session::new(mounted.clone(), device, wanted, workers) {

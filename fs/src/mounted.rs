@@ -10,7 +10,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 use std::thread;
 
 use jiff::Timestamp;
@@ -20,7 +20,7 @@ use snapstore::control::hooks::Around;
 use snapstore::control::{Failure, FailureKind};
 use snapstore::preserve::Pattern;
 
-use crate::adapter::Requests;
+use crate::adapter::{Backing, Requests};
 use crate::errno::{Errno, Result};
 use crate::flush::Flush;
 use crate::inflight::InFlight;
@@ -29,6 +29,7 @@ use crate::mount::{Cache, MountOptions};
 use crate::node::{NodeId, Virtual};
 use crate::retain::Retaining;
 use crate::tree::{Caller, MountTree, Node, TreeOptions, height_of};
+use crate::ways::Ways;
 
 /// So many barriers may see a change of names or sizes, before such changes are held back.
 const FREE_ROUNDS: usize = 3;
@@ -43,6 +44,9 @@ pub struct Mounted {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) options: MountOptions,
     pub(crate) requests: Requests,
+    /// Of open files, if any go from the kernel straight to the file below.
+    pub(crate) ways: Ways<Backing>,
+    not_registered: Once,
     pub(crate) in_flight: InFlight,
     /// The watchdog's thread ends when this goes.
     watching: Mutex<Option<Sender<()>>>,
@@ -105,6 +109,8 @@ impl Mounted {
             backend,
             options,
             requests: Requests::default(),
+            ways: Ways::default(),
+            not_registered: Once::new(),
             in_flight: InFlight::default(),
             watching: Mutex::new(None),
             retaining: Retaining::default(),
@@ -151,6 +157,24 @@ impl Mounted {
         self.limits.lock().extend(limits);
     }
 
+    /// How content gets from programs to the store, in a word.
+    pub(crate) fn cache(&self) -> &'static str {
+        match self.options.cache {
+            _ if self.tree.passes_through() => "passthrough",
+            Cache::Writeback => "writeback",
+            Cache::Through => "through",
+        }
+    }
+
+    /// The kernel does not take a file: that one goes through this process.
+    pub(crate) fn not_registered(&self, error: &std::io::Error) {
+        self.not_registered.call_once(|| {
+            self.add_limits(vec![format!(
+                "content of some files goes through tmfs: no passthrough: {error}"
+            )]);
+        });
+    }
+
     /// The backend that the mount shows.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
@@ -181,6 +205,9 @@ impl Mounted {
         self.retaining.end();
         *self.watching.lock() = None;
         self.tree.forget_nameless();
+        // Releases that the end of the connection has swallowed: what is open keeps views in use below.
+        self.tree.let_go();
+        self.ways.clear();
         let result = self.backend.close().map_err(Failure::from);
         if let Err(failure) = &result {
             tracing::error!(%failure, "the store was not closed cleanly");
@@ -254,6 +281,15 @@ impl Mounted {
         attempt: impl Fn(&dyn Gate) -> snapstore::Result<Option<T>>,
     ) -> std::result::Result<T, NotCut> {
         let order = &self.tree.order;
+        if self.tree.passes_through() {
+            // What a write has written is below when it returns, in order with all else. What may still be in the
+            // kernel's pages here was stored in a mapping of one of the few files that do go through us.
+            self.flush_writers(Flush::All).map_err(NotCut::Flush)?;
+            return match attempt(&Open).map_err(NotCut::Store)? {
+                Some(done) => Ok(done),
+                None => unreachable!("this gate is always open"),
+            };
+        }
         for round in 0..FREE_ROUNDS + HELD_ROUNDS {
             let held = round.checked_sub(FREE_ROUNDS);
             let _held = held.map(|round| order.hold(SHORTEST_HOLD * (1 << round)));

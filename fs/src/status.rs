@@ -10,10 +10,12 @@ impl Mounted {
         let located = Located { data_dir: self.options.data_dir.clone(), store: self.options.store.clone() };
         let (open_files, open_for_writing) = self.tree.handles.counts();
         let base = verbs::status_base(&*self.backend, &located)?;
+        let mut limits = base.limits.clone();
+        limits.extend(self.limits());
         Ok(Status {
             pid: Some(std::process::id()),
             mounted_since: Some(self.since),
-            cache: Some(self.options.cache.to_string()),
+            cache: Some(self.cache().to_owned()),
             open_files,
             open_for_writing,
             requests: self.requests.by_name(),
@@ -21,7 +23,7 @@ impl Mounted {
             overdue_requests: self.in_flight.overdue(),
             slow_requests: self.in_flight.slow(),
             memory_bytes: resident_bytes(),
-            limits: self.limits(),
+            limits,
             retention: self.retaining.words(),
             preserve: self.preserve.get().cloned().unwrap_or_default(),
             last_error: base

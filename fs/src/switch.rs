@@ -69,10 +69,15 @@ impl Mounted {
             thread::sleep(Duration::from_millis(2));
             writers = self.tree.handles.writers(live);
         }
-        if writers.is_empty() {
+        // A mapping of a file below outlives the handle it was made from, without our being told.
+        let mut open = Vec::new();
+        if self.tree.passes_through() || !writers.is_empty() {
+            open = procs::open_files(&self.options.mountpoint, true);
+        }
+        if writers.is_empty() && open.is_empty() {
             return Ok(());
         }
-        let mut files: Vec<String> = procs::open_files(&self.options.mountpoint, true)
+        let mut files: Vec<String> = open
             .iter()
             .map(|file| format!("{} (process {} {})", file.path.display(), file.pid, file.process))
             .collect();

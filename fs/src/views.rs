@@ -68,6 +68,15 @@ impl Views {
         node
     }
 
+    /// The kernel knows none any more.
+    pub fn clear(&self) {
+        let mut table = self.table.write();
+        table.by_name.clear();
+        let gone = std::mem::take(&mut table.by_tag);
+        drop(table);
+        drop(gone);
+    }
+
     /// A tag for a live head, that no view ever gets.
     pub fn tag_for_head(&self) -> Tag {
         let mut table = self.table.write();

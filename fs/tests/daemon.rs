@@ -105,6 +105,7 @@ fn status_tells_what_is_open_and_what_was_asked() {
         tmfs_fs::MountOptions {
             mountpoint: m.root.clone(),
             cache: tmfs_fs::Cache::Through,
+            passthrough: true,
             show_heights: false,
             control_path: "".into(),
             data_dir: m.root.clone(),

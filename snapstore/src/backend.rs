@@ -65,7 +65,9 @@ pub trait FileRead: Send + Sync {
     fn chunk_hash(&self, _chunk: u32) -> Result<Option<[u8; 32]>> {
         Ok(None)
     }
-    /// A descriptor that the kernel may read and write directly, for backends whose snapshots are atomic below.
+    /// A descriptor that the kernel may read and write directly, for backends whose snapshots are atomic below
+    /// ([`Backend::passthrough`]). Every opening of one inode of one tree gives the same descriptor while one of them
+    /// lives; in the live head it is open for reading and writing, unless the file cannot be.
     fn backing(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -192,7 +194,7 @@ pub struct NewInode<'a> {
 }
 
 /// What [`Head::set_attr`] changes.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[allow(missing_docs)] // The names are stat's.
 pub struct SetAttr {
     pub mode: Option<u32>,
@@ -241,6 +243,33 @@ pub enum BackendKind {
     Btrfs,
     Zfs,
     External,
+}
+
+impl BackendKind {
+    /// All of them.
+    pub const ALL: [BackendKind; 4] =
+        [BackendKind::Chunk, BackendKind::Btrfs, BackendKind::Zfs, BackendKind::External];
+
+    /// Its name, as on the command line and in `FORMAT`.
+    pub fn name(self) -> &'static str {
+        match self {
+            BackendKind::Chunk => "chunk",
+            BackendKind::Btrfs => "btrfs",
+            BackendKind::Zfs => "zfs",
+            BackendKind::External => "external",
+        }
+    }
+
+    /// The kind with this name.
+    pub fn named(name: &str) -> Option<BackendKind> {
+        BackendKind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+impl std::fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// What is asked for with a snapshot.
@@ -440,6 +469,15 @@ pub trait Backend: Send + Sync {
     /// has no hash yet.
     fn root_hash(&self, height: Height) -> Result<Hash> {
         merkle::root(&*self.view(HeightQuery::Exact(height))?.tree)
+    }
+    /// Whether live files may be handed to the kernel ([`FileRead::backing`]): then the cut is atomic below, and
+    /// nothing of theirs waits in the kernel's FUSE cache for it.
+    fn passthrough(&self) -> bool {
+        false
+    }
+    /// What this backend cannot do here, in words, one sentence each.
+    fn limits(&self) -> Vec<String> {
+        Vec::new()
     }
     /// The background's latest error, if there is one, as text.
     fn last_error(&self) -> Option<String>;

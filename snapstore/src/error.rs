@@ -7,6 +7,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::backend::BackendKind;
 use crate::types::{EpochId, Height, Ino};
 
 /// A result of the store.
@@ -78,6 +79,10 @@ pub enum Error {
     PreserveMissing { path: PathBuf },
     #[error("{path}: cannot be carried over: {reason}; nothing was changed", path = .path.display())]
     PreserveImpossible { path: PathBuf, reason: &'static str },
+    #[error("{path}: its backend is {kind}, which the ancestor had not; only btrfs and zfs can take its snapshots over", path = .path.display())]
+    NothingToImport { path: PathBuf, kind: crate::backend::BackendKind },
+    #[error("{path}: is a subvolume within the data dir, which no snapshot would contain; make it a plain directory, or move it elsewhere", path = .path.display())]
+    NestedSubvolume { path: PathBuf },
     #[error("the snapshot's {field} is not valid: {expected}")]
     BadSnapshotOption { field: &'static str, expected: &'static str },
 
@@ -90,6 +95,8 @@ pub enum Error {
     Locked { store: PathBuf, pid: Option<u32> },
     #[error("{store}: written by a newer tmfs (format {found}, this one knows up to {known}); use that version", store = .store.display())]
     NewerFormat { store: PathBuf, found: u32, known: u32 },
+    #[error("{store}: kept by the backend {found}, not {wanted}; leave --backend out, or eject first and mount anew", store = .store.display())]
+    OtherBackend { store: PathBuf, found: BackendKind, wanted: BackendKind },
     /// Whoever owns the store's directory can change what is in it.
     #[error("{store}: belongs to user {owner}, and only he can use it; `chown -R` hands a store over", store = .store.display())]
     ForeignStore { store: PathBuf, owner: u32 },
@@ -113,6 +120,9 @@ pub enum Error {
     // --- The world below.
     #[error("{op} {path}: {source}", path = .path.display())]
     Io { op: &'static str, path: PathBuf, source: io::Error },
+    /// A program that was run for a backend.
+    #[error("`{command}`: {reason}")]
+    Command { command: String, reason: String },
     #[error("metadata: {0}")]
     Metadata(String, Option<i32>),
 }

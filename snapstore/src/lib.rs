@@ -13,6 +13,7 @@ pub mod control;
 pub mod diff;
 mod disk;
 mod error;
+mod heights;
 pub mod locate;
 pub mod merkle;
 pub mod mountinfo;
@@ -21,6 +22,7 @@ pub mod preserve;
 pub mod procs;
 pub mod progress;
 pub mod retention;
+pub mod store;
 #[doc(hidden)]
 pub mod sync;
 mod sys;

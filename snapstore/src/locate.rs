@@ -9,6 +9,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use crate::backend::BackendKind;
 use crate::chunk::adopt::place::{self, There};
 use crate::chunk::adopt::{alive, marker, walk};
 use crate::error::{Error, Result};
@@ -31,7 +32,7 @@ pub fn find(data_dir: &Path, store: Option<&Path>) -> Result<Option<Located>> {
     let marked = marker::read(dir.as_fd()).map_err(Error::io("read the marker in", &data_dir))?;
     // Without a marker only an empty directory can be a data dir whose marker somebody removed.
     if marked.is_none() && !holds_nothing(&dir, &data_dir)? {
-        return Ok(None);
+        return in_place(&data_dir, store);
     }
     if let Some(store) = store {
         let store = place::store_path(store)?;
@@ -59,6 +60,19 @@ pub fn find(data_dir: &Path, store: Option<&Path>) -> Result<Option<Located>> {
         Some(store) if unfinished(&data_dir, None)?.is_none() => Err(Error::StoreMissing { data_dir, store }),
         _ => Ok(None),
     }
+}
+
+/// The store of a data dir that holds its live files itself, since its backend leaves them there. Such a store lies, or
+/// a symlink to it, beside the data dir.
+fn in_place(data_dir: &Path, store: Option<&Path>) -> Result<Option<Located>> {
+    let named = store.map(place::store_path).transpose()?;
+    let Some(store) = named.or_else(|| place::beside(data_dir)) else { return Ok(None) };
+    if alive(&store)?.is_none_or(|of| of != data_dir) {
+        return Ok(None);
+    }
+    let store = store.canonicalize().map_err(Error::io("open", &store))?;
+    let external = crate::store::kind(&store)? == BackendKind::External;
+    Ok(external.then(|| Located { data_dir: data_dir.into(), store }))
 }
 
 /// The store of an adoption or an eject that was interrupted.

@@ -57,7 +57,8 @@ fn line(line: &[u8]) -> Option<Mount> {
     let (root, point) = (path(fields.next()?), path(fields.next()?));
     // Any number of optional fields, a dash.
     fields.find(|field| *field == b"-")?;
-    Some(Mount { device, root, point, kind: words(fields.next()?), source: words(fields.next()?) })
+    let kind = words(fields.next()?);
+    Some(Mount { device, root, point, kind, source: words(&unescape(fields.next()?)) })
 }
 
 /// Undoes the escapes of `/proc`: `\040` for a blank, and so on, three octal digits each.
@@ -102,14 +103,14 @@ mod tests {
     #[test]
     fn a_line_is_taken_apart() {
         let text =
-            br"36 35 0:53 /a\012b /srv/my\040data rw,relatime shared:7 master:2 - fuse.tmfs tmfs rw,user_id=0
+            br"36 35 0:53 /a\012b /srv/my\040data rw,relatime shared:7 master:2 - fuse.tmfs pool/a\040b rw,user_id=0
 garbage";
         let mount = Mount {
             device: "0:53".into(),
             root: "/a\nb".into(),
             point: "/srv/my data".into(),
             kind: "fuse.tmfs".into(),
-            source: "tmfs".into(),
+            source: "pool/a b".into(),
         };
         assert_eq!(parse(text), [mount]);
     }

@@ -82,7 +82,7 @@ pub fn measure(bench: &mut Bench<'_>, tmfs: &Tmfs, case: &str) -> anyhow::Result
 pub fn btrfs(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let images = Images { size: 2 << 30, flush: None };
     let place = bench.work.place_on(Some((images, FileSystem::Btrfs)))?;
-    let btrfs = Btrfs::new(place, Duration::from_secs(1))?;
+    let btrfs = Btrfs::new(place, None)?;
     for round in 0..bench.args.snapshots {
         change(btrfs.dir(), round)?;
         let took = btrfs.snapshot(round)?.as_secs_f64();

@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut kinds = args.targets.clone();
     if kinds.is_empty() {
         kinds = Kind::value_variants().to_vec();
-        kinds.retain(|kind| *kind != Kind::Btrfs || args.disks.on == On::Loop);
+        kinds.retain(|kind| !kind.on_btrfs() || args.disks.on == On::Loop);
     }
     for row in &rows {
         for kind in &kinds {

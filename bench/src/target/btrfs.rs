@@ -14,14 +14,14 @@ use crate::work::Place;
 pub struct Btrfs {
     live: PathBuf,
     snapshots: PathBuf,
-    every: Duration,
+    every: Option<Duration>,
     snapper: Option<Snapper>,
     place: Place,
 }
 
 impl Btrfs {
-    /// An empty subvolume in a place that lies on Btrfs.
-    pub fn new(place: Place, every: Duration) -> anyhow::Result<Btrfs> {
+    /// An empty subvolume in a place that lies on Btrfs, with a snapshot so often while a row runs, or none.
+    pub fn new(place: Place, every: Option<Duration>) -> anyhow::Result<Btrfs> {
         let (live, snapshots) = (beside(&place, "live"), beside(&place, "snapshots"));
         process::run(Command::new("btrfs").args(["subvolume", "create"]).arg(&live))?;
         fs::create_dir(&snapshots)?;
@@ -50,9 +50,10 @@ impl Target for Btrfs {
     }
 
     fn begin(&mut self) -> anyhow::Result<()> {
+        let Some(every) = self.every else { return Ok(()) };
         let (live, snapshots) = (self.live.clone(), self.snapshots.clone());
         let take = move |nth| snapshot(&live, &snapshots, nth).map(drop);
-        self.snapper = Some(Snapper::start(self.every, take)?);
+        self.snapper = Some(Snapper::start(every, take)?);
         Ok(())
     }
 

@@ -41,9 +41,23 @@ pub enum Kind {
     TmfsSnap,
     /// Native Btrfs, with a snapshot of its own every second; only on a loop image.
     Btrfs,
+    /// Native Btrfs, without a snapshot; only on a loop image.
+    #[value(name = "native-btrfs")]
+    NativeBtrfs,
+    /// tmfs with the backend btrfs, without a snapshot; only on a loop image.
+    #[value(name = "tmfs-btrfs")]
+    TmfsBtrfs,
+    /// The same, with a snapshot every second while the row runs.
+    #[value(name = "tmfs-btrfs+snap")]
+    TmfsBtrfsSnap,
 }
 
 impl Kind {
+    /// Whether it lies on Btrfs.
+    pub fn on_btrfs(self) -> bool {
+        matches!(self, Kind::Btrfs | Kind::NativeBtrfs | Kind::TmfsBtrfs | Kind::TmfsBtrfsSnap)
+    }
+
     /// As tables name it.
     pub fn name(self) -> &'static str {
         match self {
@@ -52,6 +66,9 @@ impl Kind {
             Kind::Tmfs => "tmfs",
             Kind::TmfsSnap => "tmfs+snap",
             Kind::Btrfs => "btrfs",
+            Kind::NativeBtrfs => "native-btrfs",
+            Kind::TmfsBtrfs => "tmfs-btrfs",
+            Kind::TmfsBtrfsSnap => "tmfs-btrfs+snap",
         }
     }
 }
@@ -91,22 +108,20 @@ pub fn start(
     images: Option<Images>,
     tmfs: &Path,
 ) -> anyhow::Result<Box<dyn Target>> {
-    let below = if kind == Kind::Btrfs { FileSystem::Btrfs } else { FileSystem::Ext4 };
+    let below = if kind.on_btrfs() { FileSystem::Btrfs } else { FileSystem::Ext4 };
+    if kind.on_btrfs() {
+        images.context("Btrfs is measured on a loop image: --on loop")?;
+    }
     let place = work.place_on(images.map(|images| (images, below)))?;
     Ok(match kind {
         Kind::Native => Box::new(Native::new(place)?),
         Kind::Mirror => Box::new(MirrorTarget::start(place)?),
-        Kind::Tmfs | Kind::TmfsSnap => {
-            let tmfs = Tmfs::new(place, tmfs)?;
-            tmfs.mount()?;
-            let pid = tmfs.client()?.daemon_pid()?;
-            let every = (kind == Kind::TmfsSnap).then_some(EVERY);
-            Box::new(Mounted { tmfs, pid, every, snapper: None })
-        }
-        Kind::Btrfs => {
-            images.context("Btrfs is measured on a loop image: --on loop")?;
-            Box::new(Btrfs::new(place, EVERY)?)
-        }
+        Kind::Tmfs => Box::new(Mounted::new(Tmfs::new(place, tmfs)?, None)?),
+        Kind::TmfsSnap => Box::new(Mounted::new(Tmfs::new(place, tmfs)?, Some(EVERY))?),
+        Kind::TmfsBtrfs => Box::new(Mounted::new(Tmfs::on_btrfs(place, tmfs)?, None)?),
+        Kind::TmfsBtrfsSnap => Box::new(Mounted::new(Tmfs::on_btrfs(place, tmfs)?, Some(EVERY))?),
+        Kind::Btrfs => Box::new(Btrfs::new(place, Some(EVERY))?),
+        Kind::NativeBtrfs => Box::new(Btrfs::new(place, None)?),
     })
 }
 
@@ -144,6 +159,14 @@ struct Mounted {
     pid: u32,
     every: Option<Duration>,
     snapper: Option<Snapper>,
+}
+
+impl Mounted {
+    fn new(tmfs: Tmfs, every: Option<Duration>) -> anyhow::Result<Mounted> {
+        tmfs.mount()?;
+        let pid = tmfs.client()?.daemon_pid()?;
+        Ok(Mounted { tmfs, pid, every, snapper: None })
+    }
 }
 
 impl Target for Mounted {

@@ -18,6 +18,7 @@ pub struct Tmfs {
     program: PathBuf,
     dir: PathBuf,
     store: PathBuf,
+    backend: &'static str,
     place: Place,
 }
 
@@ -26,7 +27,14 @@ impl Tmfs {
     pub fn new(place: Place, program: &Path) -> anyhow::Result<Tmfs> {
         let (dir, store) = (beside(&place, "data"), beside(&place, "store"));
         fs::create_dir(&dir)?;
-        Ok(Tmfs { program: program.to_owned(), dir, store, place })
+        Ok(Tmfs { program: program.to_owned(), dir, store, backend: "chunk", place })
+    }
+
+    /// The same in a subvolume of its own, with the backend btrfs, in a place that lies on Btrfs.
+    pub fn on_btrfs(place: Place, program: &Path) -> anyhow::Result<Tmfs> {
+        let (dir, store) = (beside(&place, "data"), beside(&place, "store"));
+        process::run(Command::new("btrfs").args(["subvolume", "create"]).arg(&dir))?;
+        Ok(Tmfs { program: program.to_owned(), dir, store, backend: "btrfs", place })
     }
 
     /// The data dir.
@@ -42,7 +50,7 @@ impl Tmfs {
     /// `tmfs mount`; the first time it adopts what is there. Gives back how long the command took.
     pub fn mount(&self) -> anyhow::Result<Duration> {
         let mut command = self.command(&["mount"]);
-        command.arg(&self.dir).arg("--store").arg(&self.store);
+        command.arg(&self.dir).arg("--store").arg(&self.store).args(["--backend", self.backend]);
         Ok(process::run(&mut command)?.1)
     }
 

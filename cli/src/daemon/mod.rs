@@ -19,9 +19,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use snapstore::chunk;
 use snapstore::control::server::Server;
 use snapstore::control::{Request, SOCKET_NAME, Verbs};
+use snapstore::store;
 
 use crate::config::Cache;
 use crate::extras::{self, Extras};
@@ -38,6 +38,8 @@ pub struct Plan {
     pub store: PathBuf,
     /// How live files are cached.
     pub cache: Cache,
+    /// Whether the kernel may read and write files of the backend by itself, where both can do it.
+    pub passthrough: bool,
     /// Whether the root lists `@height`.
     pub show_heights: bool,
     /// Whether the owner of the data may take snapshots by `mkdir`.
@@ -50,14 +52,14 @@ pub struct Plan {
 
 /// Opens the store, mounts it, and serves until it is unmounted. The log must have been set up, and no thread started.
 pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
-    let limits = process::prepare(plan.extras.hooks.signals());
+    let limits = process::prepare(store::kind(&plan.store)?, plan.extras.hooks.signals());
     let signals = signals::block().context("cannot block signals")?;
-    let store = open_dir(plan).with_context(|| format!("cannot open the store {}", plan.store.display()))?;
+    let dir = open_dir(plan).with_context(|| format!("cannot open the store {}", plan.store.display()))?;
     let control_path =
-        PathBuf::from(format!("/proc/{}/fd/{}/{SOCKET_NAME}", std::process::id(), store.as_raw_fd()));
+        PathBuf::from(format!("/proc/{}/fd/{}/{SOCKET_NAME}", std::process::id(), dir.as_raw_fd()));
 
     extras::save_preserve(&plan.store, &plan.extras.preserve)?;
-    let (backend, recovery) = chunk::open(&plan.store, &chunk::OpenOptions::default())?;
+    let (backend, recovery) = store::open(&plan.store, &store::OpenOptions::default())?;
     let notices = recovery_lines(&recovery);
     for notice in &notices {
         tracing::warn!(orphan_layers = recovery.orphan_layers, "{notice}");
@@ -67,6 +69,7 @@ pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
         data_dir: plan.data_dir.clone(),
         store: plan.store.clone(),
         cache: plan.cache.into(),
+        passthrough: plan.passthrough,
         show_heights: plan.show_heights,
         control_path,
         threads: None,
@@ -94,7 +97,7 @@ pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
     }
     let followed = Arc::new(Followed::begin(mounted.clone(), plan));
     let verbs: Arc<dyn Verbs> = followed.clone();
-    let server = match Server::bind(&store, verbs.clone()) {
+    let server = match Server::bind(&dir, verbs.clone()) {
         Ok(server) => server,
         Err(error) => {
             let _ = verbs.call(Request::Unmount);

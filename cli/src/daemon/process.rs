@@ -4,9 +4,11 @@
 //! is told at the start and by `tmfs status` (`limits`).
 //!
 //! * **Capabilities.** A daemon of root keeps three: `SYS_ADMIN` to mount and unmount, `DAC_OVERRIDE` for layers that
-//!   belong to whoever owned the adopted files, `SYS_PTRACE` to name the processes that have files open; one with a hook that
-//!   sends a signal keeps `KILL` as well. It can gain
-//!   none by running a program either. An ordinary user's daemon has none, but must be able to run `fusermount3`, which
+//!   belong to whoever owned the adopted files, `SYS_PTRACE` to name the processes that have files open; and `KILL`, if a
+//!   hook sends signals. Where the live
+//!   files are plain files of the file system below, it also keeps what giving these their owners, modes and kinds
+//!   takes; with the external backend all of it, for the administrator's commands. It can gain none by running a
+//!   program either. An ordinary user's daemon has none, but must be able to run `fusermount3`, which
 //!   is set-user-id: it may gain what it runs.
 //! * **umask.** What the daemon makes is its user's alone. The umask of whoever makes a file through the mount comes
 //!   with the request.
@@ -18,6 +20,7 @@
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
+use snapstore::backend::BackendKind;
 
 use crate::sys::{self, Capability};
 
@@ -33,8 +36,20 @@ const OOM_SCORE: &str = "-900";
 /// What a daemon of root keeps. [`Capability::KILL`] as well, if it is to send signals to other users' processes.
 const KEPT: [Capability; 3] = [Capability::DAC_OVERRIDE, Capability::SYS_PTRACE, Capability::SYS_ADMIN];
 
-/// Prepares this process. Call before any thread is started. Gives back what could not be had, in words.
-pub fn prepare(signals: bool) -> Vec<String> {
+/// What it keeps as well when it does to plain files whatever programs ask for.
+const FOR_FILES: [Capability; 7] = [
+    Capability::CHOWN,
+    Capability::DAC_READ_SEARCH,
+    Capability::FOWNER,
+    Capability::FSETID,
+    Capability::LINUX_IMMUTABLE,
+    Capability::MKNOD,
+    Capability::SETFCAP,
+];
+
+/// Prepares this process to serve a backend of this kind, and to send signals or not. Call before any thread is started.
+/// Gives back what could not be had, in words.
+pub fn prepare(backend: BackendKind, signals: bool) -> Vec<String> {
     let mut limits = Vec::new();
     umask(Mode::from_bits_truncate(0o077));
     let descriptors = raise_descriptors();
@@ -47,10 +62,16 @@ pub fn prepare(signals: bool) -> Vec<String> {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         limits.push(format!("may be killed like any other process when memory is short: {error}"));
     }
-    let mut kept = KEPT.to_vec();
-    kept.extend(signals.then_some(Capability::KILL));
+    let for_hooks = signals.then_some(Capability::KILL);
     // Last: what is above may need what goes.
-    if let Err(error) = sys::keep_capabilities(&kept) {
+    let kept = match backend {
+        BackendKind::Chunk => Some(KEPT.to_vec()),
+        BackendKind::Btrfs | BackendKind::Zfs => Some([&KEPT[..], &FOR_FILES].concat()),
+        BackendKind::External => None,
+    };
+    if let Some(kept) = kept.map(|kept| kept.into_iter().chain(for_hooks).collect::<Vec<_>>())
+        && let Err(error) = sys::keep_capabilities(&kept)
+    {
         limits.push(format!("keeps capabilities that it does not need: {error}"));
     }
     if nix::unistd::geteuid().is_root()

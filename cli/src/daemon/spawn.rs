@@ -34,6 +34,7 @@ pub fn spawn(plan: &Plan, log: File) -> anyhow::Result<u32> {
         command.arg0("tmfs").arg("mount").arg(&plan.data_dir).arg("--store").arg(&plan.store);
         let cache = plan.cache.to_possible_value().expect("no value is skipped");
         command.arg("--cache").arg(cache.get_name());
+        command.arg(format!("--passthrough={}", plan.passthrough));
         command.arg(format!("--show-heights={}", plan.show_heights));
         command.arg(format!("--owner-snapshots={}", plan.owner_snapshots));
         let policy = serde_json::to_string(&plan.retention).context("cannot write the retention policy")?;

@@ -3,8 +3,8 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
-use snapstore::chunk;
 use snapstore::control::FailureKind;
+use snapstore::store;
 
 use crate::failure::{failure, usage};
 use crate::progress::Bar;
@@ -24,7 +24,7 @@ pub struct Args {
 
 /// Ejects.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    chunk::put_back(&args.dir, None)?;
+    store::put_back(&args.dir, None)?;
     let data_dir = target::existing(&args.dir)?;
     let dir = format::path(&data_dir);
     let located = match target::state(&data_dir, None)? {
@@ -35,7 +35,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         State::Dead => return Err(target::dead(&data_dir)),
         // An eject that was interrupted near its end leaves a plain directory and what is left of the store.
         State::Plain => {
-            return match chunk::eject(&data_dir, None, &Bar::default()) {
+            return match store::eject(&data_dir, None, &Bar::default()) {
                 Ok(_) => {
                     output::say(&format!("{dir}: a plain directory again"));
                     Ok(())
@@ -49,7 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if !args.yes && !agreed(&dir)? {
         return Err(failure(FailureKind::Failed, format!("{dir}: left as it is")));
     }
-    chunk::eject(&data_dir, Some(&located.store), &Bar::default())?;
+    store::eject(&data_dir, Some(&located.store), &Bar::default())?;
     output::say(&format!("{dir}: a plain directory again"));
     Ok(())
 }

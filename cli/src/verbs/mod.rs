@@ -10,9 +10,10 @@ mod delete;
 mod diff;
 mod eject;
 mod hold;
+mod import_btm;
 mod list;
 mod man;
-mod mount;
+pub mod mount;
 mod prune;
 mod release;
 mod rollback;
@@ -42,6 +43,7 @@ pub enum Verb {
     Diff(diff::Args),
     Verify(verify::Args),
     Eject(eject::Args),
+    ImportBtm(import_btm::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -57,6 +59,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Mount(args) => takes_dir("mount").and_then(|()| mount::run(args)),
         Verb::Unmount(args) => takes_dir("unmount").and_then(|()| unmount::run(args)),
         Verb::Eject(args) => takes_dir("eject").and_then(|()| eject::run(args)),
+        Verb::ImportBtm(args) => takes_dir("import-btm").and_then(|()| import_btm::run(args)),
         Verb::Status(args) => status::run(path, args),
         Verb::Snapshot(args) => snapshot::run(path, args),
         Verb::List(args) => list::run(path, args),

@@ -7,12 +7,13 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use snapstore::chunk;
 use snapstore::control::FailureKind;
 use snapstore::locate::Located;
 use snapstore::mountinfo;
 use snapstore::procs::{self, OpenFile};
+use snapstore::store;
 
+use crate::backends;
 use crate::config::{self, Backend, Cache};
 use crate::daemon::ready::Ready;
 use crate::daemon::{self, Plan, log, spawn};
@@ -39,6 +40,9 @@ pub struct Args {
     /// How live files are cached (default: writeback)
     #[arg(long, value_enum)]
     cache: Option<Cache>,
+    /// Let the kernel read and write the files of btrfs and zfs by itself (default: true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    passthrough: Option<bool>,
     /// List @height in the root directory
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     show_heights: Option<bool>,
@@ -73,18 +77,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut file = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
     let config = std::mem::take(&mut file.mount);
+    let external = file.external.take();
     let retention = args.policy.policy(args.keep_interval).or(std::mem::take(&mut file.retention));
     retention.check().map_err(usage)?;
     let store = args.store.as_deref().map(absolute_store).transpose()?.or(config.store);
-    chunk::put_back(&args.dir, store.as_deref())?;
+    store::put_back(&args.dir, store.as_deref())?;
     let data_dir = target::existing(&args.dir)?;
     let extras = Extras::new(args.follow, file, &data_dir)?;
-    let choice = choose_backend(args.backend.or(config.backend).unwrap_or(Backend::Auto))?;
-    let located = adopt(&data_dir, store.as_deref(), choice)?;
+    let asked = backends::Asked::new(args.backend.or(config.backend).unwrap_or(Backend::Auto), external)?;
+    let located = adopt(&data_dir, store.as_deref(), asked)?;
     let plan = Plan {
         data_dir,
         store: located.store,
         cache: args.cache.or(config.cache).unwrap_or(Cache::Writeback),
+        passthrough: args.passthrough.or(config.passthrough).unwrap_or(true),
         show_heights: args.show_heights.or(config.show_heights).unwrap_or(false),
         owner_snapshots: args.owner_snapshots.or(config.owner_snapshots).unwrap_or(false),
         retention,
@@ -110,6 +116,7 @@ fn run_daemon(args: Args) -> anyhow::Result<()> {
         data_dir: args.dir,
         store: args.store.ok_or_else(|| usage("the daemon needs its store"))?,
         cache: args.cache.unwrap_or(Cache::Writeback),
+        passthrough: args.passthrough.unwrap_or(true),
         show_heights: args.show_heights.unwrap_or(false),
         owner_snapshots: args.owner_snapshots.unwrap_or(false),
         retention: match args.retention {
@@ -128,13 +135,17 @@ fn run_daemon(args: Args) -> anyhow::Result<()> {
 }
 
 /// Makes sure that the data dir is adopted and not mounted. Says what was chosen once nothing is in the way.
-fn adopt(data_dir: &Path, store: Option<&Path>, choice: Option<&str>) -> anyhow::Result<Located> {
+pub(super) fn adopt(
+    data_dir: &Path,
+    store: Option<&Path>,
+    asked: backends::Asked,
+) -> anyhow::Result<Located> {
     let mut state = target::state(data_dir, store)?;
     if let State::Dead = state {
         detach::dead(data_dir, "recovering")?;
         state = target::state(data_dir, store)?;
     }
-    match state {
+    let adopted = match state {
         State::Mounted(client) => {
             let pid = client.daemon_pid()?;
             let message = format!("{}: mounted already, by process {pid}", data_dir.display());
@@ -144,12 +155,13 @@ fn adopt(data_dir: &Path, store: Option<&Path>, choice: Option<&str>) -> anyhow:
         State::Plain => {
             refuse_unmounted_volume(data_dir)?;
             refuse_in_use(data_dir, &procs::open_files(data_dir, false))?;
+            false
         }
-        State::Adopted(_) => {}
-    }
-    choice.into_iter().for_each(output::say);
+        State::Adopted(_) => true,
+    };
     // At once for what is adopted; where it was interrupted, it goes on.
-    let located = log::on_stderr(|| chunk::adopt(data_dir, store, &Bar::default()))?;
+    let adopt = || Ok(log::on_stderr(|| store::adopt(data_dir, store, asked.choice(), &Bar::default()))?);
+    let located = if adopted { adopt()? } else { asked.adopting(data_dir, adopt)? };
     if located.data_dir != data_dir {
         let message = format!(
             "{}: the store {} belongs to {}",
@@ -211,18 +223,6 @@ pub fn list_users(users: &[OpenFile]) -> String {
     text
 }
 
-/// Whether a backend can be had; where tmfs itself chooses, the choice and its reason.
-fn choose_backend(backend: Backend) -> anyhow::Result<Option<&'static str>> {
-    match backend {
-        Backend::Chunk => Ok(None),
-        Backend::Auto => Ok(Some("backend chunk: it works on any file system")),
-        Backend::Btrfs | Backend::Zfs | Backend::External => {
-            let name = format!("{backend:?}").to_lowercase();
-            Err(usage(format!("the backend {name} is not in this version; use --backend chunk")))
-        }
-    }
-}
-
 /// A store that was named: absolute, without symlinks above its own name. It need not be there.
 fn absolute_store(path: &Path) -> anyhow::Result<PathBuf> {
     let context = || format!("{}: no place for a store", path.display());
@@ -258,15 +258,6 @@ mod tests {
         let many: Vec<OpenFile> = (0..12).map(|pid| user(pid, "/d/a b", false)).collect();
         let list = list_users(&many);
         assert!(list.ends_with("\n  geth (9): \"/d/a b\"\n  and 2 more"), "{list}");
-    }
-
-    #[test]
-    fn backends() {
-        assert_eq!(choose_backend(Backend::Chunk).unwrap(), None);
-        assert!(choose_backend(Backend::Auto).unwrap().is_some());
-        let error = choose_backend(Backend::Zfs).unwrap_err();
-        assert_eq!(error.to_string(), "the backend zfs is not in this version; use --backend chunk");
-        assert_eq!(kind(&error), FailureKind::Usage);
     }
 
     #[test]

@@ -113,9 +113,10 @@ fn signals_reach_who_is_meant() {
     let script = "trap 'echo got >> got; exit 0' USR1; echo $$ > pid; while :; do sleep 0.02; done";
     let start = || {
         let child = Command::new("sh").args(["-c", script]).current_dir(&dir).spawn().unwrap();
-        while std::fs::read_to_string(dir.join("pid")).is_ok_and(|pid| pid.trim() == child.id().to_string())
-            == false
-        {
+        let told = |pid: u32| {
+            std::fs::read_to_string(dir.join("pid")).is_ok_and(|told| told.trim() == pid.to_string())
+        };
+        while !told(child.id()) {
             thread::sleep(Duration::from_millis(2));
         }
         child

@@ -18,12 +18,17 @@ const CONGESTION: u16 = 96;
 pub struct Wanted {
     /// The kernel keeps written pages and writes them back later.
     pub writeback: bool,
+    /// The kernel reads and writes files below by itself, which may be stacked so deep. Before the write-back cache,
+    /// which cannot be had as well.
+    pub passthrough: Option<u32>,
 }
 
 /// What came of it.
 pub struct Agreed {
     /// The kernel caches writes.
     pub writeback: bool,
+    /// The kernel takes files below.
+    pub passthrough: bool,
     /// What is missing and matters, in words.
     pub limits: Vec<String>,
 }
@@ -54,8 +59,19 @@ pub fn negotiate(config: &mut KernelConfig, wanted: Wanted) -> Agreed {
     if config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
         limits.push("this kernel's FUSE has no POSIX ACLs".to_owned());
     }
-    let writeback = wanted.writeback && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_ok();
-    if wanted.writeback && !writeback {
+    let passthrough = wanted.passthrough.is_some_and(|depth| {
+        config.set_max_stack_depth(depth).is_ok()
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+    });
+    if wanted.passthrough.is_some() && !passthrough {
+        limits.push(
+            "no passthrough, all content goes through tmfs: this kernel's FUSE has none (Linux 6.9 has)"
+                .to_owned(),
+        );
+    }
+    let wants_writeback = wanted.writeback && !passthrough;
+    let writeback = wants_writeback && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_ok();
+    if wants_writeback && !writeback {
         limits.push("this kernel's FUSE has no write-back cache: each write goes through at once".to_owned());
     }
     // Each of these answers with the largest value it takes.
@@ -67,5 +83,5 @@ pub fn negotiate(config: &mut KernelConfig, wanted: Wanted) -> Agreed {
     }
     let _ = config.set_max_background(MAX_BACKGROUND);
     let _ = config.set_congestion_threshold(CONGESTION);
-    Agreed { writeback, limits }
+    Agreed { writeback, passthrough, limits }
 }

@@ -10,6 +10,7 @@
 //! asked for by `mkdir` waits for writes that come as requests. Such handlers pass their reply on to a thread of its
 //! own.
 
+mod backing;
 mod decode;
 mod init;
 mod reply;
@@ -36,6 +37,7 @@ use snapstore::backend::{SetAttr, Times};
 use crate::mounted::Mounted;
 use crate::tree::{Entered, Found, Make, is_heights};
 
+pub use backing::Backing;
 use decode::{caller, errno, file_attr, file_type, from_fuser, node, rename_mode, timestamp, xattr_mode};
 pub use init::Wanted;
 use reply::{send_empty, send_entry, send_xattr};
@@ -48,8 +50,6 @@ struct Adapter {
     wanted: Wanted,
 }
 
-/// A live file may stay cached over its opening, and a view's file all the more: this process is the only writer.
-const FILE: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
 /// A view's directory never changes.
 const FROZEN_DIRECTORY: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_CACHE_DIR);
 
@@ -58,6 +58,9 @@ impl Filesystem for Adapter {
         let agreed = init::negotiate(config, self.wanted);
         if !agreed.writeback {
             self.mounted.tree.writes_go_through();
+        }
+        if agreed.passthrough {
+            self.mounted.tree.pass_through();
         }
         self.mounted.add_limits(agreed.limits);
         Ok(())
@@ -242,7 +245,7 @@ impl Filesystem for Adapter {
             ino,
             |tree| tree.open(caller(req), node(ino), flags.0),
             |result| match result {
-                Ok(opened) => reply.opened(FileHandle(opened.fh), FILE),
+                Ok(opened) => self.send_opened(node(ino), &opened, reply),
                 Err(e) => reply.error(errno(e)),
             },
         );
@@ -260,10 +263,7 @@ impl Filesystem for Adapter {
     ) {
         let work = |tree: &Entered<'_>| tree.create(caller(req), node(parent), name, (mode, umask));
         self.serve(Kind::Create, parent, work, |result| match result {
-            Ok((e, opened)) => {
-                let attr = file_attr(e.id, &e.attr);
-                reply.created(&e.entry_ttl, &attr, Generation(e.generation), FileHandle(opened.fh), FILE);
-            }
+            Ok((entry, opened)) => self.send_created(&entry, &opened, reply),
             Err(e) => reply.error(errno(e)),
         });
     }
@@ -330,6 +330,7 @@ impl Filesystem for Adapter {
     ) {
         let result = self.run(Kind::Release, ino, || {
             self.mounted.tree.release(fh.0);
+            self.closed(node(ino));
             Ok(())
         });
         send_empty(result, reply);

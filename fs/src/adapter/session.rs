@@ -54,6 +54,11 @@ impl Kernel for Notifier {
         self.0.inval_entry(INodeNo(dir.0), name)
     }
 
+    fn forget_attributes(&self, id: NodeId) -> io::Result<()> {
+        // So says an offset below 0.
+        self.0.inval_inode(INodeNo(id.0), -1, 0)
+    }
+
     fn forget_content(&self, id: NodeId) -> io::Result<()> {
         self.0.inval_inode(INodeNo(id.0), 0, 0)
     }

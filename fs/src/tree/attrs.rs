@@ -16,13 +16,17 @@ impl Entered<'_> {
     /// Attributes, and how long the kernel may keep them.
     pub fn get_attr(&self, id: NodeId) -> Result<(Attr, Duration)> {
         Ok(match self.node(id)? {
-            Node::Live(ino) => (self.head().get_attr(ino)?, LONG),
+            Node::Live(ino) => {
+                let attr = self.head().get_attr(ino)?;
+                (attr, self.attr_ttl(&attr))
+            }
             Node::View(view, ino) => (view.view.tree.get_attr(ino)?, LONG),
             Node::Virtual(directory) => (self.virtual_attr(directory)?, SHORT),
         })
     }
 
-    /// Changes attributes. Whether set-id bits survive is decided here, since the kernel leaves it to the file system:
+    /// Changes attributes. A change of nothing is the kernel's word for a write of someone unprivileged to a file that it
+    /// writes by itself. Whether set-id bits survive is decided here, since the kernel leaves it to the file system:
     /// a change of owner always takes them from a file, a change of size when someone other than root makes it.
     pub fn set_attr(
         &self,
@@ -42,11 +46,21 @@ impl Entered<'_> {
             self.tree.order.change();
         }
         let owner = set.uid.is_some() || set.gid.is_some();
-        let drop_privileges = (owner || set.size.is_some() && caller.uid != 0)
+        // Sets nothing: all that is left of what the kernel does before someone unprivileged writes past us.
+        let nothing = set == SetAttr { times: set.times, ..SetAttr::default() };
+        let drop_privileges = (owner || nothing || set.size.is_some() && caller.uid != 0)
             && self.head().get_attr(ino)?.kind != FileKind::Directory;
         let attr =
             self.head().set_attr(ino, &SetAttr { drop_privileges, times: self.tree.times(), ..set })?;
-        Ok((attr, LONG))
+        Ok((attr, self.attr_ttl(&attr)))
+    }
+
+    /// How long the kernel may keep the attributes of a live inode.
+    pub(super) fn attr_ttl(&self, attr: &Attr) -> Duration {
+        let unseen = attr.kind == FileKind::Regular
+            && self.tree.passes_through()
+            && self.tree.lookups.may_change_unseen(self.live_node(attr.ino));
+        if unseen { Duration::ZERO } else { LONG }
     }
 
     /// The target of a symlink.

@@ -32,7 +32,7 @@ impl Entered<'_> {
     pub fn open_dir(&self, caller: Caller, id: NodeId) -> Result<(u64, bool)> {
         let frozen = matches!(self.node(id)?, Node::View(..));
         let directory = Directory { id, listing: Mutex::new(None) };
-        Ok((self.tree.handles.insert(Handle::Directory(directory), caller.pid), frozen))
+        Ok((self.tree.handles.insert(Arc::new(Handle::Directory(directory)), caller.pid), frozen))
     }
 
     /// Tells the entries from `offset` on, until `tell` says that there is no room.

@@ -3,6 +3,7 @@
 //! What is done to an open file belongs to the head it was opened in, and is done without entering the tree.
 
 use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -19,11 +20,26 @@ use crate::node::NodeId;
 /// meanwhile.
 const COPY_MAX: u64 = 256 << 20;
 
-/// A file that was opened. The kernel may always keep what it has cached of it: nobody else changes the file.
-#[derive(Clone, Copy, Debug)]
+/// A file that was opened.
+#[derive(Clone)]
 pub struct Opened {
     /// The number of its handle.
     pub fh: u64,
+    handle: Arc<Handle>,
+    /// The kernel may have been told to keep attributes that may now change without a request.
+    pub(crate) drop_attributes: bool,
+}
+
+impl Opened {
+    /// The file below that the kernel may take for it.
+    pub(crate) fn backing(&self) -> Option<BorrowedFd<'_>> {
+        match &*self.handle {
+            Handle::LiveRead(file) => file.file.backing(),
+            Handle::LiveWrite(file) => file.file.backing(),
+            Handle::View(file) => file.backing(),
+            Handle::Flush(_) | Handle::Directory(_) => None,
+        }
+    }
 }
 
 impl Entered<'_> {
@@ -91,7 +107,14 @@ impl Entered<'_> {
             | Handle::Flush(id) => self.tree.lookups.open(*id),
             Handle::View(_) | Handle::Directory(_) => {}
         }
-        Opened { fh: self.tree.handles.insert(handle, caller.pid) }
+        let drop_attributes = match &handle {
+            Handle::LiveWrite(file) => {
+                self.tree.passes_through() && self.tree.lookups.changes_unseen(file.id)
+            }
+            _ => false,
+        };
+        let handle = Arc::new(handle);
+        Opened { fh: self.tree.handles.insert(handle.clone(), caller.pid), handle, drop_attributes }
     }
 
     fn is_flush(&self, caller: Caller) -> bool {

@@ -115,6 +115,8 @@ pub struct MountTree {
     pub(crate) order: Order,
     /// Whether the kernel caches writes: as was agreed with it.
     writeback: AtomicBool,
+    /// Whether the kernel reads and writes files below by itself: as was agreed with it.
+    passthrough: AtomicBool,
     options: TreeOptions,
     mounted: Timestamp,
     /// `live.serial`, to be read without entering.
@@ -158,6 +160,7 @@ impl MountTree {
             flushers: Mutex::default(),
             order: Order::new(options.workers),
             writeback: AtomicBool::new(options.writeback),
+            passthrough: AtomicBool::new(false),
             options,
             mounted: Timestamp::now(),
             serial: AtomicU64::new(live.serial),
@@ -211,9 +214,25 @@ impl MountTree {
         self.writeback.store(false, Ordering::Relaxed);
     }
 
+    /// The kernel reads and writes files below by itself.
+    pub(crate) fn pass_through(&self) {
+        self.passthrough.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel reads and writes files below by itself.
+    pub(crate) fn passes_through(&self) -> bool {
+        self.passthrough.load(Ordering::Relaxed)
+    }
+
     /// The live head, for work that is no request.
     pub fn head(&self) -> Arc<dyn Head> {
         self.live.read().head.clone()
+    }
+
+    /// The connection has ended: nothing is open any more, and no view is known.
+    pub fn let_go(&self) {
+        self.handles.clear();
+        self.views.clear();
     }
 
     /// Removes what has no name and was only kept because the kernel knew it: at the end of a mount.

@@ -67,7 +67,8 @@ impl Entered<'_> {
         self.tree.lookups.refer(id);
         // The root is there before anybody looks it up: it has no generation.
         let generation = if id == NodeId::ROOT { 0 } else { self.serial() };
-        Entry { id, attr, generation, entry_ttl: LONG, attr_ttl: LONG }
+        let attr_ttl = self.attr_ttl(&attr);
+        Entry { id, attr, generation, entry_ttl: LONG, attr_ttl }
     }
 
     /// The entry of a view's inode, counted as told to the kernel.

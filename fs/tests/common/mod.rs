@@ -32,12 +32,25 @@ impl Mount {
 
     /// With other options.
     pub fn with(change: impl FnOnce(&mut MountOptions)) -> Mount {
+        Mount::of(Mem::new(), change)
+    }
+
+    /// With files that the kernel may have.
+    pub fn passing_through() -> Mount {
+        let m = Mount::of(Mem::on_disk(), |_| {});
+        let Reply::Status(status) = m.call(Request::Status).unwrap() else { panic!("no status") };
+        assert_eq!(status.cache.as_deref(), Some("passthrough"), "{:?}", status.limits);
+        m
+    }
+
+    fn of(mem: Mem, change: impl FnOnce(&mut MountOptions)) -> Mount {
         let dir = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(dir.path()).unwrap().join("data");
         fs::create_dir(&root).unwrap();
         let mut options = MountOptions {
             mountpoint: root.clone(),
             cache: Cache::Writeback,
+            passthrough: true,
             show_heights: false,
             control_path: "the/control.sock".into(),
             data_dir: root.clone(),
@@ -47,7 +60,6 @@ impl Mount {
             slow_request: tmfs_fs::SLOW_REQUEST,
         };
         change(&mut options);
-        let mem = Mem::new();
         let mounted = tmfs_fs::mount(Arc::new(mem.clone()), options).unwrap();
         Mount { mounted, mem, root, _dir: dir }
     }

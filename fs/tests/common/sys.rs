@@ -5,7 +5,7 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
 
 /// The first `len` bytes of a file, mapped shared and writable.
 pub struct Map {
@@ -21,6 +21,12 @@ impl Map {
             mmap(None, NonZeroUsize::new(len).unwrap(), protection, MapFlags::MAP_SHARED, file, 0).unwrap()
         };
         Map { start, len }
+    }
+
+    /// Has what was stored written to the file.
+    pub fn sync(&self) {
+        // SAFETY: within the mapping.
+        unsafe { msync(self.start, self.len, MsFlags::MS_SYNC).unwrap() }
     }
 
     pub fn write(&self, at: usize, data: &[u8]) {

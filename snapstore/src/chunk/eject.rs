@@ -36,6 +36,7 @@ mod give;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use build::follow_xattrs;
 pub(crate) use give::{give_up, go_on, is_given};
 
 /// The tree that is being built; after the exchange, what was the marker.

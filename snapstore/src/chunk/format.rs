@@ -6,10 +6,14 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::adopt::journal::{read_file, replace_file};
+use crate::backend::BackendKind;
 use crate::error::{Error, Result};
 
-/// The version of the on-disk format that this program writes, and the newest it reads.
+/// The version of the on-disk format that this program writes for chunk stores.
 pub(crate) const VERSION: u32 = 2;
+
+/// The version of stores of other backends, which are named in it, and the newest that is read.
+const NAMED: u32 = 3;
 
 /// The version before `FORMAT` had a checksum; nothing else differs.
 const UNSUMMED: u32 = 1;
@@ -25,6 +29,8 @@ const SUM_LINE: usize = SUM.len() + 9;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Format {
     pub version: u32,
+    /// What keeps it.
+    pub backend: BackendKind,
     /// The data dir the store belongs to.
     pub data_dir: PathBuf,
 }
@@ -48,13 +54,13 @@ pub(crate) fn parse(bytes: &[u8], store: &Path) -> Result<Format> {
         .next()
         .and_then(|l| std::str::from_utf8(l).ok()?.strip_prefix("format ")?.parse().ok())
         .ok_or_else(|| damaged("no version"))?;
-    if version > VERSION {
-        return Err(Error::NewerFormat { store: store.into(), found: version, known: VERSION });
+    if version > NAMED {
+        return Err(Error::NewerFormat { store: store.into(), found: version, known: NAMED });
     }
     let mut rest = lines.next().unwrap_or_default();
     match version {
         UNSUMMED => {}
-        VERSION => {
+        VERSION | NAMED => {
             let (before, line) =
                 bytes.split_at_checked(bytes.len().saturating_sub(SUM_LINE)).unwrap_or((bytes, b""));
             if line != sum_line(before) {
@@ -64,20 +70,32 @@ pub(crate) fn parse(bytes: &[u8], store: &Path) -> Result<Format> {
         }
         _ => return Err(damaged("a version that there never was")),
     }
+    let mut backend = BackendKind::Chunk;
+    if version == NAMED {
+        let line = rest.split(|&b| b == b'\n').next().unwrap_or_default();
+        let named = std::str::from_utf8(line).ok().and_then(|line| line.strip_prefix("backend "));
+        backend = named.and_then(BackendKind::named).ok_or_else(|| damaged("no backend that is known"))?;
+        rest = rest.get(line.len() + 1..).unwrap_or_default();
+    }
     // The path comes last and may hold any byte, a newline too.
     let data_dir = rest.strip_prefix(b"data_dir ").and_then(|r| r.strip_suffix(b"\n"));
     let data_dir = data_dir.ok_or_else(|| damaged("no data_dir"))?;
-    Ok(Format { version, data_dir: PathBuf::from(OsString::from_vec(data_dir.to_vec())) })
+    Ok(Format { version, backend, data_dir: PathBuf::from(OsString::from_vec(data_dir.to_vec())) })
 }
 
 /// Writes `FORMAT` in one step, durably.
-pub(crate) fn write(dir: &OwnedFd, store: &Path, data_dir: &Path) -> Result<()> {
-    replace_file(dir.as_fd(), NAME, &text(data_dir), 0o600).map_err(Error::io("write", store.join(NAME)))
+pub(crate) fn write(dir: &OwnedFd, store: &Path, data_dir: &Path, backend: BackendKind) -> Result<()> {
+    replace_file(dir.as_fd(), NAME, &text(data_dir, backend), 0o600)
+        .map_err(Error::io("write", store.join(NAME)))
 }
 
 /// The bytes of a `FORMAT`.
-pub(crate) fn text(data_dir: &Path) -> Vec<u8> {
-    let mut text = format!("{FIRST_LINE}\nformat {VERSION}\ndata_dir ").into_bytes();
+pub(crate) fn text(data_dir: &Path, backend: BackendKind) -> Vec<u8> {
+    let head = match backend {
+        BackendKind::Chunk => format!("{FIRST_LINE}\nformat {VERSION}\ndata_dir "),
+        backend => format!("{FIRST_LINE}\nformat {NAMED}\nbackend {backend}\ndata_dir "),
+    };
+    let mut text = head.into_bytes();
     text.extend_from_slice(data_dir.as_os_str().as_bytes());
     text.push(b'\n');
     let sum = sum_line(&text);
@@ -100,9 +118,11 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_found() {
-        for path in ["/var/lib/node", "/a\nb", "/\ncrc32c 00000000"] {
-            let whole = text(Path::new(path));
-            assert_eq!(read(&whole).unwrap(), Format { version: VERSION, data_dir: path.into() });
+        let paths = ["/var/lib/node", "/a\nb", "/\ncrc32c 00000000", "/a\nbackend zfs\ndata_dir /b"];
+        for (path, backend) in paths.iter().flat_map(|path| BackendKind::ALL.map(|kind| (path, kind))) {
+            let whole = text(Path::new(path), backend);
+            let version = if backend == BackendKind::Chunk { VERSION } else { NAMED };
+            assert_eq!(read(&whole).unwrap(), Format { version, backend, data_dir: path.into() });
             for bit in 0..whole.len() * 8 {
                 let mut bytes = whole.clone();
                 bytes[bit / 8] ^= 1 << (bit % 8);
@@ -121,8 +141,8 @@ mod tests {
     #[test]
     fn the_version_before_has_no_checksum_and_a_newer_one_is_refused_whatever_follows() {
         let old = read(b"tmfs store\nformat 1\ndata_dir /var/lib/node\n").unwrap();
-        assert_eq!(old, Format { version: 1, data_dir: "/var/lib/node".into() });
-        for version in [3, 4_000_000_000u32] {
+        assert_eq!(old, Format { version: 1, backend: BackendKind::Chunk, data_dir: "/var/lib/node".into() });
+        for version in [4, 4_000_000_000u32] {
             let newer = format!("tmfs store\nformat {version}\nnobody knows");
             assert!(
                 matches!(read(newer.as_bytes()), Err(Error::NewerFormat { found, .. }) if found == version)

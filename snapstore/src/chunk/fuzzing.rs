@@ -72,7 +72,8 @@ pub fn files(bytes: &[u8]) {
         Err(Error::NewerFormat { found, known, .. }) => assert!(found > known),
         parsed => {
             if let Some(format) = taken(parsed) {
-                let again = format::parse(&format::text(&format.data_dir), Path::new("/store"));
+                let again =
+                    format::parse(&format::text(&format.data_dir, format.backend), Path::new("/store"));
                 assert_eq!(again.expect("a written FORMAT").data_dir, format.data_dir);
             }
         }
@@ -275,7 +276,7 @@ mod tests {
             (key(), any::<u64>()).prop_map(|(key, epoch)| key.at(EpochId(epoch))),
             epoch.prop_map(|row| json(&row)),
             root.prop_map(|root| json(&Journal::EjectReady(Way::Swap, root))),
-            path().prop_map(|path| format::text(&path)),
+            path().prop_map(|path| format::text(&path, crate::backend::BackendKind::Chunk)),
             path().prop_map(|path| marker::text(Path::new("/data"), &path)),
             request().prop_map(|request| wire::request_line(&request).unwrap()),
             failure.prop_map(|failure| wire::answer_line(Err(failure)).unwrap()),
@@ -357,7 +358,7 @@ mod tests {
 
         #[test]
         fn files_and_lines_come_back(path in path(), request in request()) {
-            let format = format::parse(&format::text(&path), Path::new("/store")).unwrap();
+            let format = format::parse(&format::text(&path, crate::backend::BackendKind::External), Path::new("/store")).unwrap();
             prop_assert_eq!(&format.data_dir, &path);
             prop_assert_eq!(marker::parse(&marker::text(Path::new("/data"), &path)), Some(path));
             prop_assert_eq!(wire::read_request(&wire::request_line(&request).unwrap()).unwrap(), request);

@@ -8,10 +8,10 @@ mod compare;
 mod content;
 mod core;
 mod database;
-mod eject;
+pub(crate) mod eject;
 mod file;
 mod fold;
-mod format;
+pub(crate) mod format;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -20,9 +20,9 @@ mod head;
 mod interleavings;
 mod layer;
 mod lineage;
-mod lock;
+pub(crate) mod lock;
 mod meta;
-mod open;
+pub(crate) mod open;
 mod preserve;
 mod reclaim;
 mod rename;
@@ -34,7 +34,7 @@ mod source;
 mod space;
 mod store;
 mod sums;
-mod tree;
+pub(crate) mod tree;
 #[cfg(test)]
 mod twins;
 mod verify;
@@ -82,7 +82,7 @@ pub fn create_empty(store: &Path, data_dir: &Path) -> Result<()> {
     let disk: Arc<dyn crate::disk::Disk> = Arc::new(disk);
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     open::initialize(&disk, open::root_row(0o755, uid, gid))?;
-    format::write(&dir, store, data_dir)
+    format::write(&dir, store, data_dir, crate::backend::BackendKind::Chunk)
 }
 
 /// Makes `data_dir` a tmfs data dir: its files become the base layers, by rename. Goes on with an adoption that was

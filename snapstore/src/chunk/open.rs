@@ -28,6 +28,7 @@ use super::snapshots::{AbandonedRow, Control, HeadRow, SnapshotRow, epoch_row, j
 use super::store::ChunkStore;
 use super::worker::Workers;
 use super::{OpenOptions, Recovery, adopt, format};
+use crate::backend::BackendKind;
 use crate::disk::{DatabaseFile, Disk, RealDisk};
 use crate::error::{Error, Result};
 use crate::sync::Mutex;
@@ -40,7 +41,10 @@ pub(crate) const DATABASE: &str = "meta/meta.redb";
 /// Opens the store at `path`.
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<(Arc<ChunkStore>, Recovery)> {
     let dir = open_dir(path)?;
-    format::check(&dir, path)?;
+    let found = format::check(&dir, path)?.backend;
+    if found != BackendKind::Chunk {
+        return Err(Error::OtherBackend { store: path.into(), found, wanted: BackendKind::Chunk });
+    }
     close_to_others(&dir, path)?;
     let lock = StoreLock::take(&dir, path)?;
     if adopt::alive(path)?.is_none() {
@@ -121,7 +125,7 @@ fn open_own(path: &Path, more: OFlag) -> Result<OwnedFd> {
 }
 
 /// Closes a store to everybody else: a copy may have been made with other permissions.
-fn close_to_others(dir: &OwnedFd, path: &Path) -> Result<()> {
+pub(crate) fn close_to_others(dir: &OwnedFd, path: &Path) -> Result<()> {
     let io = |op: &'static str| move |e: nix::Error| Error::Io { op, path: path.into(), source: e.into() };
     let mode = nix::sys::stat::fstat(dir).map_err(io("stat"))?.st_mode;
     if mode & 0o077 == 0 {

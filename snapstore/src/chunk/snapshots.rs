@@ -18,26 +18,13 @@ use super::meta::{Batch, ControlBatch};
 use super::preserve;
 use crate::backend::{Gate, HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport};
 use crate::error::{Error, Result};
+use crate::heights;
+pub(crate) use crate::heights::SnapshotRow;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::types::{EpochId, Height, Ino, Timestamp};
+use crate::types::{EpochId, Height, Ino};
 
 /// So many epochs may wait for sealing before the next snapshot does.
 const UNSEALED_MOST: usize = 16;
-
-/// What is kept about a snapshot; the epoch it froze is its key.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub(crate) struct SnapshotRow {
-    pub height: Height,
-    pub time: jiff::Timestamp,
-    pub hash: Option<String>,
-    pub labels: BTreeMap<String, String>,
-    pub held: bool,
-    /// Its epoch is sealed: a power cut does not take it any more.
-    pub durable: bool,
-    /// The hash of its tree, once somebody has asked for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub root: Option<crate::merkle::Hash>,
-}
 
 /// Where the head is, on the disk.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -91,37 +78,14 @@ impl Control {
 
     /// The epoch a query means.
     pub(crate) fn find(&self, query: HeightQuery) -> Result<EpochId> {
-        let below = |h: Height| self.visible.range(..=h).next_back();
-        match query {
-            HeightQuery::Newest => self.visible.last_key_value().map(|(_, &e)| e).ok_or(Error::NoSnapshots),
-            HeightQuery::Exact(height) => self
-                .visible
-                .get(&height)
-                .copied()
-                .ok_or_else(|| Error::NoSuchHeight { height, nearest: below(height).map(|(&h, _)| h) }),
-            HeightQuery::AtOrBelow(height) => below(height).map(|(_, &e)| e).ok_or_else(|| {
-                let oldest = self.visible.first_key_value().map(|(&h, _)| h);
-                Error::NothingBelow { height, oldest }
-            }),
-        }
+        heights::find(&self.visible, query)
     }
 
     /// What `tmfs list` shows of a snapshot, without the byte counts.
     pub(crate) fn info(&self, epoch: EpochId) -> Option<SnapshotInfo> {
         let row = self.snapshots.get(&epoch)?;
         let chunks = self.tree.get(epoch).map_or(0, |e| e.chunks);
-        Some(SnapshotInfo {
-            height: row.height,
-            time: row.time,
-            durable: row.durable,
-            held: row.held,
-            hash: row.hash.clone(),
-            labels: row.labels.clone(),
-            referenced_bytes: chunks * crate::types::CHUNK_SIZE,
-            exclusive_bytes: 0,
-            epoch,
-            root: None,
-        })
+        Some(row.info(epoch, chunks * crate::types::CHUNK_SIZE))
     }
 
     /// The epochs that somebody sees.
@@ -134,8 +98,8 @@ impl Control {
     /// The latest switch that can be undone. Undoing goes back switch by switch; when none is left, it takes back
     /// the latest undo.
     fn undoable(&self) -> Option<(u64, AbandonedRow)> {
-        let newest = |by_undo| self.abandoned.iter().rev().find(|(_, a)| a.by_undo == by_undo);
-        newest(false).or_else(|| newest(true)).map(|(&serial, row)| (serial, row.clone()))
+        let serial = heights::undoable(self.abandoned.iter().map(|(&serial, row)| (serial, row.by_undo)))?;
+        Some((serial, self.abandoned.get(&serial)?.clone()))
     }
 }
 
@@ -221,33 +185,18 @@ impl Core {
         options: &SnapshotOptions,
         gate: &dyn Gate,
     ) -> Result<Option<SnapshotInfo>> {
-        check_options(options)?;
+        heights::check_options(options)?;
         self.meta.check()?;
         self.check_space()?;
         self.await_sealing();
         let mut c = self.control.lock();
-        if let Some((&newest, &epoch)) = c.visible.last_key_value() {
-            let unchanged = !self.meta.head_touched() && c.tree.parent(self.head().epoch) == Some(epoch);
-            if newest == height && unchanged {
-                self.add_options(&mut c, epoch, options)?;
-                return c.info(epoch).ok_or(Error::NoSnapshots).map(Some);
-            }
-            if c.visible.contains_key(&height) {
-                return Err(Error::HeightExists { height });
-            }
-            if height < newest {
-                return Err(Error::HeightNotNewer { height, newest });
-            }
+        let unchanged =
+            |epoch| Ok(!self.meta.head_touched() && c.tree.parent(self.head().epoch) == Some(epoch));
+        if let Some(epoch) = heights::check_new(&c.visible, height, unchanged)? {
+            self.add_options(&mut c, epoch, options)?;
+            return c.info(epoch).ok_or(Error::NoSnapshots).map(Some);
         }
-        let row = SnapshotRow {
-            height,
-            time: now(),
-            hash: options.hash.clone(),
-            labels: options.labels.clone(),
-            held: options.hold,
-            durable: false,
-            root: None,
-        };
+        let row = SnapshotRow::new(height, options);
         let epoch = self.head().epoch;
         let passed = gate.pass(&mut || {
             self.step(&mut c, None, None, Vec::new(), vec![(snapshot_row(epoch), Some(json(&row)))]);
@@ -266,9 +215,7 @@ impl Core {
         let Some(row) = c.snapshots.get_mut(&epoch).filter(|_| *options != SnapshotOptions::default()) else {
             return Ok(());
         };
-        row.held |= options.hold;
-        row.hash = options.hash.clone().or(row.hash.take());
-        row.labels.extend(options.labels.clone());
+        row.add(options);
         self.meta.apply_control(c.stored(epoch).into_iter().collect());
         self.commit(false)
     }
@@ -333,7 +280,7 @@ impl Core {
             let mut all = row.labels.clone();
             all.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone())));
             let checked = SnapshotOptions { labels: all, ..SnapshotOptions::default() };
-            check_options(&checked)?;
+            crate::heights::check_options(&checked)?;
             row.labels = checked.labels;
             self.meta.apply_control(c.stored(epoch).into_iter().collect());
         }
@@ -356,12 +303,9 @@ impl Core {
             return Err(Error::NoSnapshots);
         }
         let height = c.snapshots.get(&epoch).map(|s| s.height);
-        let hidden = c
-            .visible
-            .range((std::ops::Bound::Excluded(height.unwrap_or(Height(0))), std::ops::Bound::Unbounded));
         let mut report = SwitchReport {
             height,
-            hidden_heights: hidden.map(|(&h, _)| h).collect(),
+            hidden_heights: heights::above(&c.visible, height.unwrap_or(Height(0))),
             preserved: preserve.to_vec(),
             changed: Vec::new(),
         };
@@ -450,32 +394,4 @@ impl Core {
         }
         Ok(())
     }
-}
-
-/// The time of the system's clock, in whole microseconds.
-pub(crate) fn now() -> jiff::Timestamp {
-    let t = Timestamp::now();
-    jiff::Timestamp::new(t.secs, (t.nanos / 1000 * 1000) as i32).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
-}
-
-fn check_options(options: &SnapshotOptions) -> Result<()> {
-    let bad = |field, expected| Err(Error::BadSnapshotOption { field, expected });
-    if let Some(hash) = &options.hash {
-        let hex = hash.bytes().all(|b| b.is_ascii_hexdigit());
-        if hash.is_empty() || hash.len() > 128 || !hash.len().is_multiple_of(2) || !hex {
-            return bad("hash", "an even number of hexadecimal digits, at most 128");
-        }
-    }
-    if options.labels.len() > 64 {
-        return bad("labels", "at most 64 of them");
-    }
-    for (key, value) in &options.labels {
-        if key.is_empty() || key.len() > 64 || key.contains('=') {
-            return bad("label", "a key of 1 to 64 bytes without `=`");
-        }
-        if value.len() > 4096 {
-            return bad("label", "a value of at most 4096 bytes");
-        }
-    }
-    Ok(())
 }

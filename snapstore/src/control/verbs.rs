@@ -73,7 +73,7 @@ pub fn status_base(backend: &dyn Backend, located: &Located) -> Result<Status> {
         overdue_requests: 0,
         slow_requests: 0,
         memory_bytes: None,
-        limits: Vec::new(),
+        limits: backend.limits(),
         verifying: backend.activity(),
         scrub: backend.last_scrub(),
         last_error: backend.last_error(),

@@ -61,6 +61,15 @@ pub struct Space {
     pub exclusive: u64,
 }
 
+/// Space of everything in bytes, as the engine counts it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Totals {
+    /// What the live head sees.
+    pub live: u64,
+    /// What only snapshots and abandoned heads see.
+    pub history: u64,
+}
+
 /// What an engine has and has not.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Abilities {
@@ -105,7 +114,9 @@ pub trait Engine: Send + Sync {
     fn branch(&self, from: EpochId, new: HeadId) -> Result<()>;
     /// `new` is the live head from now on; the catalog says so already. Called again after a crash, and whenever the
     /// store is opened: does nothing when it is done. Where heads are not kept, the live files become those of `from`.
-    fn switch(&self, from: EpochId, new: HeadId) -> Result<()>;
+    /// `from` is `None` for a head that is kept and was live before (an undo), and at an opening long after, when the
+    /// snapshot may be gone.
+    fn switch(&self, from: Option<EpochId>, new: HeadId) -> Result<()>;
 
     /// Deletes a snapshot.
     fn delete_snapshot(&self, epoch: EpochId) -> Result<()>;
@@ -114,6 +125,15 @@ pub trait Engine: Send + Sync {
 
     /// Space of the snapshots, in the order asked for.
     fn space(&self, epochs: &[EpochId]) -> Result<Vec<Space>>;
+    /// Space of everything; zeros where that is not known without reading all.
+    fn totals(&self, _live: HeadId) -> Result<Totals> {
+        Ok(Totals::default())
+    }
+    /// Whether a snapshot that [`Engine::kept`] lists after a power cut is there as a whole, also one that was not
+    /// synced. Where not, the backend drops those that had not become durable.
+    fn whole_when_kept(&self) -> bool {
+        true
+    }
 
     /// The store is being closed: views that are still reachable are made unreachable, nothing else.
     fn close(&self) -> Result<()> {

@@ -6,11 +6,17 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 mod flags;
+mod handle;
+mod open_xattr;
 mod stat;
+mod tree;
 mod xattr;
 
 pub(crate) use flags::set_immutable;
+pub(crate) use handle::FileHandle;
+pub(crate) use open_xattr::OpenXattrs;
 pub(crate) use stat::{Stat, space_of, stat_at};
+pub(crate) use tree::tree_without_mounts;
 pub(crate) use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 
 /// Starts the write-back of all dirty pages of a file without waiting (`sync_file_range`).
@@ -42,7 +48,26 @@ pub(crate) fn rename_with(
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Copies up to `len` bytes between two files within the kernel, sharing blocks where the file system can; 0 at the
+/// source's end.
+pub(crate) fn copy_file_range(
+    (from, from_at): (BorrowedFd<'_>, i64),
+    (to, to_at): (BorrowedFd<'_>, i64),
+    len: usize,
+) -> io::Result<usize> {
+    let (mut from_at, mut to_at) = (from_at, to_at);
+    // SAFETY: both descriptors are borrowed and so open; the kernel reads and writes the two offsets, which are ours.
+    let n =
+        unsafe { libc::copy_file_range(from.as_raw_fd(), &mut from_at, to.as_raw_fd(), &mut to_at, len, 0) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
 /// A name as the kernel takes it.
 fn c_name(name: &OsStr) -> io::Result<CString> {
     CString::new(name.as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// The name in `/proc` that leads to what a descriptor of this process is open on, whatever the descriptor may do.
+pub(crate) fn proc_path(fd: std::os::fd::RawFd) -> String {
+    format!("/proc/self/fd/{fd}")
 }

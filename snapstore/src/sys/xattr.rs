@@ -18,7 +18,7 @@ fn path(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<CString> {
 }
 
 /// Calls `read` with a buffer, a larger one each time it says that it does not fit.
-fn with_room(mut read: impl FnMut(&mut [u8]) -> isize) -> io::Result<Vec<u8>> {
+pub(super) fn with_room(mut read: impl FnMut(&mut [u8]) -> isize) -> io::Result<Vec<u8>> {
     let mut buf = vec![0; 512];
     loop {
         let len = read(&mut buf);
@@ -34,6 +34,12 @@ fn with_room(mut read: impl FnMut(&mut [u8]) -> isize) -> io::Result<Vec<u8>> {
     }
 }
 
+/// The names in a list as the kernel gives it, each ended by a NUL.
+pub(super) fn names(list: &[u8]) -> Vec<OsString> {
+    let names = list.split(|&b| b == 0).filter(|name| !name.is_empty());
+    names.map(|name| OsString::from_vec(name.to_vec())).collect()
+}
+
 /// The names of all extended attributes; none where the file system has no such thing.
 pub(crate) fn list_xattr(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Vec<OsString>> {
     let path = path(dir, name)?;
@@ -42,11 +48,7 @@ pub(crate) fn list_xattr(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Vec<Os
         unsafe { libc::llistxattr(path.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) }
     });
     match list {
-        Ok(list) => Ok(list
-            .split(|&b| b == 0)
-            .filter(|n| !n.is_empty())
-            .map(|n| OsString::from_vec(n.to_vec()))
-            .collect()),
+        Ok(list) => Ok(names(&list)),
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
         Err(e) => Err(e),
     }

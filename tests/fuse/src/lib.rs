@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`program`] | finds the `tmfs` binary, runs it (and any other program) with a time limit |
 //! | [`mount`] | [`mount::Mount`]: a data dir, its store, its daemon; cleans up after itself |
+//! | [`place`] | what the backends run on, and the tests that run on each |
 //! | [`twin`] | the same done on a mount and in a plain directory |
 //! | [`tree`] | reads a whole tree, compares two of them fully |
 //! | [`model`], [`ops`], [`scenario`] | the reference model, random operations, the driver that runs them everywhere |
@@ -31,6 +32,7 @@ pub mod model;
 pub mod monerod;
 pub mod mount;
 pub mod ops;
+pub mod place;
 pub mod power;
 pub mod program;
 pub mod rng;

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::place::Below;
 use crate::program::{self, Outcome};
 use crate::sys;
 use crate::tree::Tree;
@@ -96,6 +97,8 @@ pub fn is_mounted(dir: &Path) -> bool {
 
 /// A data dir with its store and, most of the time, its daemon.
 pub struct Mount {
+    /// A file system that goes with the test. Before `work`, which holds its disk.
+    below: Option<Below>,
     /// What else the test needs lies beside the data dir.
     pub work: Work,
     /// The data dir.
@@ -132,17 +135,23 @@ impl Mount {
         fs::create_dir(&dir).expect("the data dir");
         fill(&dir);
         let options = options.iter().map(|&option| option.to_owned()).collect();
-        Mount { work, dir, store, options, default_store: false }
+        Mount { below: None, work, dir, store, options, default_store: false }
     }
 
     /// The same, over a directory that is there already, with the store wherever tmfs puts it.
     pub fn over(work: Work, dir: PathBuf) -> Mount {
-        Mount { work, dir, store: PathBuf::new(), options: Vec::new(), default_store: true }
+        Mount { below: None, work, dir, store: PathBuf::new(), options: Vec::new(), default_store: true }
     }
 
     /// The same, mounted with options of `tmfs mount`.
     pub fn with(mut self, options: &[&str]) -> Mount {
         self.options = options.iter().map(|&option| option.to_owned()).collect();
+        self
+    }
+
+    /// The same, with the file system that it is on.
+    pub fn on(mut self, below: Below) -> Mount {
+        self.below = Some(below);
         self
     }
 

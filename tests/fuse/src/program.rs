@@ -202,6 +202,11 @@ impl Holder {
         Holder::spawn(Command::new("sh").args(["-c", "echo ready; exec sleep 1000"]).current_dir(dir))
     }
 
+    /// A command line that is given `file` as one more argument, and says `ready` when it holds it.
+    pub fn running(line: &[&str], file: &Path) -> Holder {
+        Holder::spawn(Command::new(line[0]).args(&line[1..]).arg(file))
+    }
+
     fn spawn(command: &mut Command) -> Holder {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("sh");
         let mut ready = [0; 6];

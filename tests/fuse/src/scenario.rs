@@ -43,7 +43,11 @@ pub struct Scenario {
 impl Scenario {
     /// On a mount, against a plain directory and the model.
     pub fn mounted(seed: u64) -> Scenario {
-        let mount = Mount::empty();
+        Scenario::on(seed, Mount::empty())
+    }
+
+    /// The same on this mount.
+    pub fn on(seed: u64, mount: Mount) -> Scenario {
         let plain = mount.work.path().join("plain");
         Scenario::new(seed, Some(mount), None, plain)
     }

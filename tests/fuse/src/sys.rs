@@ -18,6 +18,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, MsFlags, ProtFlags};
 pub struct Mapping {
     start: NonNull<libc::c_void>,
     len: usize,
+    writable: bool,
 }
 
 // SAFETY: the mapping is memory that this value owns; it is only reached through `&self`/`&mut self` copies.
@@ -26,19 +27,19 @@ unsafe impl Send for Mapping {}
 impl Mapping {
     /// Maps the first `len` bytes of `file`, which must be open for reading and writing.
     pub fn shared(file: &File, len: usize) -> io::Result<Mapping> {
+        Mapping::new(file, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    /// The same of a file that is open for reading only: it can only be read.
+    pub fn of_reader(file: &File, len: usize) -> io::Result<Mapping> {
+        Mapping::new(file, len, ProtFlags::PROT_READ)
+    }
+
+    fn new(file: &File, len: usize, protection: ProtFlags) -> io::Result<Mapping> {
         let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: a new mapping at an address of the kernel's choice; nothing else refers to it.
-        let start = unsafe {
-            nix::sys::mman::mmap(
-                None,
-                size,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED,
-                file,
-                0,
-            )
-        }?;
-        Ok(Mapping { start, len })
+        let start = unsafe { nix::sys::mman::mmap(None, size, protection, MapFlags::MAP_SHARED, file, 0) }?;
+        Ok(Mapping { start, len, writable: protection.contains(ProtFlags::PROT_WRITE) })
     }
 
     /// Stores `data` at `offset`.
@@ -47,6 +48,7 @@ impl Mapping {
             offset.checked_add(data.len()).is_some_and(|end| end <= self.len),
             "a store within the mapping"
         );
+        assert!(self.writable, "a store in a mapping that may be written");
         // SAFETY: the range lies within the mapping, as just asserted; `data` is not part of it.
         unsafe {
             self.start.as_ptr().cast::<u8>().add(offset).copy_from_nonoverlapping(data.as_ptr(), data.len())

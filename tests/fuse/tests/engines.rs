@@ -8,10 +8,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tmfs_tests::databases::Engine;
 use tmfs_tests::engine::{EVERY, check_copies, snapshots_while};
 use tmfs_tests::mount::Mount;
-use tmfs_tests::{by_ring, program, rocksdb, skip};
+use tmfs_tests::place::Place;
+use tmfs_tests::{by_ring, in_places, program, rocksdb, skip};
+
+in_places!(btrfs Btrfs: sqlite_wal, lmdb_mapped, redb_engine, rocksdb_under_load);
+
+fn sqlite_wal(place: Place) {
+    run_on(place.empty(), Engine::SqliteWal);
+}
+
+fn lmdb_mapped(place: Place) {
+    run_on(place.empty(), Engine::LmdbWriteMap);
+}
+
+fn redb_engine(place: Place) {
+    run_on(place.empty(), Engine::Redb);
+}
 
 fn run(engine: Engine) {
-    let mount = Mount::empty();
+    run_on(Mount::empty(), engine);
+}
+
+fn run_on(mount: Mount, engine: Engine) {
     let dir = mount.live("db");
     fs::create_dir(&dir).unwrap();
     let cuts = snapshots_while(&mount, by_ring(20, 300), |progress| engine.write(&dir, progress));
@@ -76,10 +94,14 @@ fn rocksdb_holds_every_acknowledged_put() {
 
 #[test]
 fn rocksdb_under_load_is_consistent_at_every_height() {
+    rocksdb_under_load(Place::Chunk);
+}
+
+fn rocksdb_under_load(place: Place) {
     if skip::unless_program("ldb", "RocksDB") || skip::unless_program("db_bench", "RocksDB") {
         return;
     }
-    let mount = Mount::empty();
+    let mount = place.empty();
     let (dir, copy) = (mount.live("db"), mount.work.path().join("copy"));
     let mut height = 0;
     for (benchmark, existing) in [("fillseq", false), ("overwrite", true), ("readwhilewriting", true)] {

@@ -1,9 +1,12 @@
 //! Random operations on a mount, a plain directory and the reference model at once; every past height compared whole
 //! at the end. A failing seed is printed; `TMFS_SEED=n` runs it alone.
 
-use tmfs_tests::by_ring;
+use tmfs_tests::place::Place;
 use tmfs_tests::rng::seeds;
 use tmfs_tests::scenario::Scenario;
+use tmfs_tests::{by_ring, in_native_places};
+
+in_native_places!(mount_plain_directory_and_model_agree);
 
 fn run(first: u64) {
     for seed in seeds(first, by_ring(2, 40)) {
@@ -31,4 +34,11 @@ fn mount_plain_directory_and_model_agree_3() {
 #[test]
 fn mount_plain_directory_and_model_agree_4() {
     run(4000);
+}
+
+fn mount_plain_directory_and_model_agree(place: Place) {
+    for seed in seeds(5000, by_ring(1, 10)) {
+        // Copies of everything make the external backend's snapshots slow.
+        Scenario::on(seed, place.empty()).run(by_ring(200, 1500));
+    }
 }

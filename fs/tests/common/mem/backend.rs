@@ -41,6 +41,10 @@ impl Backend for Mem {
         BackendKind::External
     }
 
+    fn passthrough(&self) -> bool {
+        self.0.lock().on_disk
+    }
+
     fn head(&self) -> Arc<dyn Head> {
         Arc::new(Live { world: self.0.clone(), serial: self.head_serial() })
     }
@@ -82,7 +86,7 @@ impl Backend for Mem {
         let passed = gate.pass(&mut || {
             w.epoch += 1;
             w.changed = false;
-            let state = w.live.clone();
+            let state = w.live.copy();
             w.snapshots.push(Snapshot { info: info.clone(), state });
         });
         Ok(passed.then_some(info))
@@ -116,12 +120,13 @@ impl Backend for Mem {
     fn rollback(&self, to: HeightQuery, _preserve: &[PathBuf], dry_run: bool) -> Result<SwitchReport> {
         let mut w = self.0.lock();
         let target = w.find(to)?.clone();
+        let state = if dry_run { target.state } else { target.state.copy() };
         let height = target.info.height;
         let hidden = w.snapshots.iter().map(|s| s.info.height).filter(|h| *h > height).collect();
         if !dry_run {
             let kept = w.snapshots.iter().filter(|s| s.info.height <= height).cloned().collect();
             let snapshots = std::mem::replace(&mut w.snapshots, kept);
-            let state = w.switch(target.state);
+            let state = w.switch(state);
             w.abandoned.push(Abandoned { state, snapshots });
         }
         Ok(SwitchReport {

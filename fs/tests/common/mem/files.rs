@@ -1,13 +1,18 @@
 //! The content of files.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use super::*;
 
 impl FileRead for FrozenFile {
+    fn backing(&self) -> Option<BorrowedFd<'_>> {
+        self.0.get(self.1).ok()?.file.as_ref().map(|file| file.as_fd())
+    }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         Ok(self.0.get(self.1)?.read(buf, offset))
     }
     fn len(&self) -> Result<u64> {
-        Ok(self.0.get(self.1)?.attr.size)
+        Ok(self.0.get(self.1)?.stat().size)
     }
     fn seek(&self, offset: u64, what: Seek) -> Result<u64> {
         self.0.get(self.1)?.seek(offset, what)
@@ -15,11 +20,14 @@ impl FileRead for FrozenFile {
 }
 
 impl FileRead for LiveFile {
+    fn backing(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(|file| file.as_fd())
+    }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         self.head.read(|s| Ok(s.get(self.ino)?.read(buf, offset)))
     }
     fn len(&self) -> Result<u64> {
-        self.head.read(|s| Ok(s.get(self.ino)?.attr.size))
+        self.head.read(|s| Ok(s.get(self.ino)?.stat().size))
     }
     fn seek(&self, offset: u64, what: Seek) -> Result<u64> {
         self.head.read(|s| s.get(self.ino)?.seek(offset, what))
@@ -51,8 +59,8 @@ impl FileWrite for LiveFile {
                     !keep_size
                 }
             };
-            if grow {
-                inode.attr.size = inode.attr.size.max(end);
+            if grow && inode.stat().size < end {
+                inode.resize(end);
             }
             inode.touch();
             Ok(())
@@ -69,6 +77,9 @@ impl FileWrite for LiveFile {
     fn sync(&self, _data_only: bool) -> Result<()> {
         let gate = self.head.world.lock().gate.clone();
         let _open = gate.read();
+        if let Some(file) = &self.file {
+            file.sync_all().unwrap();
+        }
         self.head.write(|w| {
             w.synced += 1;
             Ok(())

@@ -21,9 +21,10 @@ impl Head for Live {
             let attr = Attr { uid: new.uid, gid, rdev: new.rdev, size, ..attr(ino, new.kind, mode) };
             let mut inode = Inode::new(attr, parent);
             inode.target = new.target.to_vec();
+            inode.file = w.new_file(new.kind);
             w.live.inodes.insert(ino, inode);
             w.live.enter(parent, name, ino)?;
-            Ok(w.live.get(ino)?.attr)
+            Ok(w.live.get(ino)?.stat())
         })
     }
 
@@ -34,7 +35,7 @@ impl Head for Live {
             }
             w.live.get_mut(ino)?.attr.nlink += 1;
             w.live.enter(parent, name, ino)?;
-            Ok(w.live.get(ino)?.attr)
+            Ok(w.live.get(ino)?.stat())
         })
     }
 
@@ -112,15 +113,17 @@ impl Head for Live {
             a.uid = set.uid.unwrap_or(a.uid);
             a.gid = set.gid.unwrap_or(a.gid);
             a.atime = set.atime.unwrap_or(a.atime);
-            a.mtime = set.mtime.unwrap_or(a.mtime);
             a.ctime = set.ctime.unwrap_or_else(Timestamp::now);
             let mode = a.mode;
+            if let Some(time) = set.mtime {
+                inode.set_mtime(time);
+            }
             if set.mode.is_some()
                 && let Some(acl) = inode.xattrs.get_mut(OsStr::new("system.posix_acl_access"))
             {
                 acl::set_mode(acl, mode);
             }
-            Ok(inode.attr)
+            Ok(inode.stat())
         })
     }
 

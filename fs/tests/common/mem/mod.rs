@@ -2,11 +2,14 @@
 
 mod acl;
 mod backend;
+mod disk;
 mod files;
 mod head;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -21,6 +24,8 @@ const PAGE: u64 = 4096;
 struct Inode {
     attr: Attr,
     pages: BTreeMap<u64, Vec<u8>>,
+    /// What is there instead of pages, if files are on a disk.
+    file: Option<Arc<File>>,
     entries: BTreeMap<OsString, Ino>,
     parent: Ino,
     target: Vec<u8>,
@@ -45,6 +50,8 @@ struct Abandoned {
 
 struct World {
     live: State,
+    /// Whether files are on a disk.
+    on_disk: bool,
     serial: u64,
     epoch: u64,
     next_ino: u64,
@@ -71,6 +78,7 @@ struct Frozen(Arc<State>);
 struct LiveFile {
     head: Live,
     ino: Ino,
+    file: Option<Arc<File>>,
 }
 
 struct FrozenFile(Arc<State>, Ino);
@@ -99,6 +107,7 @@ impl Inode {
         Inode {
             attr,
             pages: BTreeMap::new(),
+            file: None,
             entries: BTreeMap::new(),
             parent,
             target: Vec::new(),
@@ -112,6 +121,9 @@ impl Inode {
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> usize {
+        if let Some(file) = &self.file {
+            return disk::read(file, buf, offset);
+        }
         let len = (self.attr.size.saturating_sub(offset)).min(buf.len() as u64) as usize;
         for (i, byte) in buf[..len].iter_mut().enumerate() {
             let at = offset + i as u64;
@@ -121,6 +133,9 @@ impl Inode {
     }
 
     fn write(&mut self, data: &[u8], offset: u64) {
+        if let Some(file) = &self.file {
+            return file.write_all_at(data, offset).unwrap();
+        }
         for (i, byte) in data.iter().enumerate() {
             let at = offset + i as u64;
             let page = self.pages.entry(at / PAGE).or_insert_with(|| vec![0; PAGE as usize]);
@@ -131,6 +146,9 @@ impl Inode {
     }
 
     fn zero(&mut self, from: u64, to: u64) {
+        if let Some(file) = &self.file {
+            return disk::punch(file, from, to);
+        }
         let pages: Vec<u64> =
             self.pages.range(from / PAGE..).map(|(n, _)| *n).take_while(|n| n * PAGE < to).collect();
         for n in pages {
@@ -147,6 +165,9 @@ impl Inode {
     }
 
     fn resize(&mut self, size: u64) {
+        if let Some(file) = &self.file {
+            return file.set_len(size).unwrap();
+        }
         if size < self.attr.size {
             self.zero(size, u64::MAX);
         }
@@ -158,6 +179,9 @@ impl Inode {
     }
 
     fn seek(&self, offset: u64, what: Seek) -> Result<u64> {
+        if let Some(file) = &self.file {
+            return disk::seek(file, offset, what);
+        }
         if offset >= self.attr.size {
             return Err(Error::NoData);
         }
@@ -234,7 +258,7 @@ impl State {
         let inode = self.get_mut(ino)?;
         inode.attr.nlink = if inode.attr.kind == FileKind::Directory { 0 } else { inode.attr.nlink - 1 };
         inode.attr.ctime = Timestamp::now();
-        Ok(inode.attr)
+        Ok(inode.stat())
     }
 
     fn get_xattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
@@ -245,9 +269,19 @@ impl State {
 impl Mem {
     /// An empty tree.
     pub fn new() -> Mem {
+        Mem::with(false)
+    }
+
+    /// An empty tree whose files are on a disk, so that the kernel may have them.
+    pub fn on_disk() -> Mem {
+        Mem::with(true)
+    }
+
+    fn with(on_disk: bool) -> Mem {
         let root = Inode::new(attr(Ino::ROOT, FileKind::Directory, 0o755), Ino::ROOT);
         Mem(Arc::new(Mutex::new(World {
             live: State { inodes: BTreeMap::from([(Ino::ROOT, root)]) },
+            on_disk,
             serial: 1,
             epoch: 1,
             next_ino: 2,
@@ -300,10 +334,10 @@ impl Live {
 macro_rules! tree {
     ($with:ident) => {
         fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
-            self.$with(|s| Ok(s.get(s.find(parent, name)?)?.attr))
+            self.$with(|s| Ok(s.get(s.find(parent, name)?)?.stat()))
         }
         fn get_attr(&self, ino: Ino) -> Result<Attr> {
-            self.$with(|s| Ok(s.get(ino)?.attr))
+            self.$with(|s| Ok(s.get(ino)?.stat()))
         }
         fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
             self.$with(|s| Ok(s.get(ino)?.target.clone()))
@@ -357,7 +391,8 @@ impl Tree for Live {
 
 impl Live {
     fn file(&self, ino: Ino) -> Result<Arc<LiveFile>> {
-        self.read(|s| s.get(ino).map(|_| ()))?;
-        Ok(Arc::new(LiveFile { head: Live { world: self.world.clone(), serial: self.serial }, ino }))
+        let file = self.read(|s| Ok(s.get(ino)?.file.clone()))?;
+        let head = Live { world: self.world.clone(), serial: self.serial };
+        Ok(Arc::new(LiveFile { head, ino, file }))
     }
 }

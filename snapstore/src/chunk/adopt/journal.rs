@@ -12,7 +12,9 @@ use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
+use crate::backend::BackendKind;
 use crate::error::{Error, Result};
+use crate::native::engine::HeadId;
 use crate::types::Timestamp;
 
 /// The journal's name in the store.
@@ -42,6 +44,11 @@ pub(crate) enum Journal {
     AdoptUndoing(Way),
     /// Every file can have its layer; files leave the tree. From here on there is no way back.
     AdoptTaken(Way),
+    /// A native backend: until [`Takeover::is_taken`](crate::native::takeover::Takeover::is_taken) says so, the data dir
+    /// is untouched; afterwards the adoption goes on.
+    NativeAdopting(BackendKind),
+    /// A native backend gives this head back: there is no way back.
+    NativeEjecting(BackendKind, HeadId),
     /// The tree is being built beside the layers; the store is alive.
     EjectBuilding,
     /// The tree is complete. With [`Way::Swap`] the place of the marker decides; with [`Way::Entries`] it is decided.
@@ -99,6 +106,15 @@ pub(crate) fn clear(store: BorrowedFd<'_>) -> Result<()> {
 
 /// A small file's bytes; `None` when it is not there (or is no regular file).
 pub(crate) fn read_file(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<Vec<u8>>> {
+    read_up_to(dir, name, 64 << 10)
+}
+
+/// As [`read_file`], of a file that may be as long as what it tells of has parts.
+pub(crate) fn read_long_file(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<Vec<u8>>> {
+    read_up_to(dir, name, 1 << 30)
+}
+
+fn read_up_to(dir: BorrowedFd<'_>, name: &str, most: u64) -> io::Result<Option<Vec<u8>>> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file: File = match openat(dir, name, flags, Mode::empty()) {
         Ok(fd) => fd.into(),
@@ -109,7 +125,7 @@ pub(crate) fn read_file(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<Ve
         return Ok(None);
     }
     let mut bytes = Vec::new();
-    file.take(64 << 10).read_to_end(&mut bytes)?;
+    file.take(most).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }
 

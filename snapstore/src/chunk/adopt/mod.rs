@@ -29,6 +29,7 @@ use super::meta::Meta;
 use super::rows::Key;
 use super::snapshots::{HeadRow, epoch_row, json};
 use super::{eject, format, open};
+use crate::backend::BackendKind;
 use crate::disk::{DatabaseFile, Disk, RealDisk};
 use crate::error::{Error, Result};
 use crate::locate::{self, Located};
@@ -218,7 +219,7 @@ fn settle(place: &Place, store: &OwnedFd, progress: &dyn Progress) -> Result<()>
     meta.close();
     drop(meta);
     stop::here();
-    format::write(store, &place.store, &place.data_dir)?;
+    format::write(store, &place.store, &place.data_dir, BackendKind::Chunk)?;
     stop::here();
     journal::clear(store.as_fd())
 }
@@ -235,6 +236,7 @@ fn link_all(
             let key = Key::dentry(crate::types::Ino::ROOT, name.as_encoded_bytes());
             Ok(meta.row_at(&key, BASE)?.flatten().is_some())
         })?;
+        journal::write(store.as_fd(), &Journal::AdoptLinking(Way::Entries))?;
         stop::here();
     }
     link::link(place, disk, meta, store.as_fd())?;
@@ -278,6 +280,12 @@ fn go_on(place: &Place, progress: &dyn Progress) -> Result<()> {
         Some(Journal::AdoptUndoing(way)) => {
             let (_, meta) = open_planned(place, &store)?;
             undo::undo(place, &store, meta, way)
+        }
+        Some(Journal::NativeAdopting(kind) | Journal::NativeEjecting(kind, _)) => {
+            let reason = format!(
+                "an adoption or an eject of the backend {kind} was interrupted here; go on with that"
+            );
+            Err(refuse(&place.store, reason))
         }
         Some(Journal::EjectBuilding) => {
             let reason = "holds the store of another data dir; name another place with --store";
@@ -337,7 +345,7 @@ fn keep_times(place: &Place) {
     }
 }
 
-fn sync_above(path: &Path) -> Result<()> {
+pub(crate) fn sync_above(path: &Path) -> Result<()> {
     let above = path.parent().unwrap_or(Path::new("/"));
     let dir = place::open_dir(above).map_err(Error::io("open", above))?;
     nix::unistd::fsync(&dir).map_err(|e| Error::io("sync", above)(e.into()))
@@ -391,11 +399,12 @@ pub(crate) fn put_back(data_dir: &Path, store: Option<&Path>) -> Result<()> {
 }
 
 /// A complete store: what an interrupted eject left is removed, and the marker is as it should be.
-fn confirm(located: &Located) -> Result<()> {
+pub(crate) fn confirm(located: &Located) -> Result<()> {
     let dir = place::open_dir(&located.data_dir).map_err(Error::io("open", &located.data_dir))?;
     let store = open::open_dir(&located.store)?;
     let named = marker::read(dir.as_fd()).map_err(Error::io("read the marker in", &located.data_dir))?;
-    let moved = format::check(&store, &located.store)?.data_dir != located.data_dir;
+    let format = format::check(&store, &located.store)?;
+    let moved = format.data_dir != located.data_dir;
     let began_eject = journal::read(store.as_fd())?.is_some();
     // What somebody wrote here while nothing was mounted would be hidden by the mount.
     let place = Place::of(&located.data_dir, Some(&located.store))?;
@@ -414,7 +423,7 @@ fn confirm(located: &Located) -> Result<()> {
         eject::give_up(&store, &located.store)?;
     }
     if moved {
-        format::write(&store, &located.store, &located.data_dir)?;
+        format::write(&store, &located.store, &located.data_dir, format.backend)?;
     }
     let marked = || -> std::io::Result<()> {
         if named.as_ref() != Some(&located.store) {

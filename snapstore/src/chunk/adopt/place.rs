@@ -141,6 +141,22 @@ impl Place {
 
     /// Refuses what cannot be adopted, as far as that can be told without looking at every file.
     pub(crate) fn check(&self) -> Result<()> {
+        self.check_surroundings()?;
+        let above = self.store.parent().unwrap_or(Path::new("/"));
+        let outer = open_dir(above).map_err(Error::io("open", above))?;
+        let outer = stat_at(outer.as_fd(), OsStr::new("")).map_err(Error::io("stat", above))?;
+        if outer.id.0 != self.stat.id.0 || outer.mount != self.stat.mount {
+            return Err(refuse(
+                &self.store,
+                "not on the file system (or subvolume, or mount) of the data dir, so nothing can be renamed to \
+                 there; name another place with --store",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses what other mounts and other stores are in the way of.
+    pub(crate) fn check_surroundings(&self) -> Result<()> {
         let dir = &self.data_dir;
         for mount in mounts().map_err(Error::io("read", "/proc/self/mountinfo"))? {
             if mount.point == *dir && mount.source == "tmfs" {
@@ -155,16 +171,6 @@ impl Place {
             if let Some(store) = path.ancestors().skip(first).find(|a| is_store(a)) {
                 return Err(refuse(path, format!("{what} lies in a tmfs store, {}", store.display())));
             }
-        }
-        let above = self.store.parent().unwrap_or(Path::new("/"));
-        let outer = open_dir(above).map_err(Error::io("open", above))?;
-        let outer = stat_at(outer.as_fd(), OsStr::new("")).map_err(Error::io("stat", above))?;
-        if outer.id.0 != self.stat.id.0 || outer.mount != self.stat.mount {
-            return Err(refuse(
-                &self.store,
-                "not on the file system (or subvolume, or mount) of the data dir, so nothing can be renamed to \
-                 there; name another place with --store",
-            ));
         }
         Ok(())
     }

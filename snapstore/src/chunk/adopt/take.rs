@@ -1,10 +1,10 @@
 //! The moment at which a data dir becomes a tmfs data dir.
 //!
-//! **By exchange** ([`Way::Swap`]): the marker directory lies ready in the store, and one `renameat2` puts it in the
+//! **By exchange** (`Way::Swap`): the marker directory lies ready in the store, and one `renameat2` puts it in the
 //! place of the data dir, which is then `adopting/` in the store. Where the file system cannot exchange, two renames
 //! do it; between them the data dir is not there, and the next `tmfs mount` puts the marker in its place.
 //!
-//! **Entry by entry** ([`Way::Entries`]): the marker file is written into the data dir, which decides; then the
+//! **Entry by entry** (`Way::Entries`): the marker file is written into the data dir, which decides; then the
 //! entries are renamed to `adopting/`. An interrupted move goes on with the next `tmfs mount`, whatever else has
 //! been written there meanwhile is put aside.
 //!
@@ -22,7 +22,6 @@ use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{Gid, Uid, fchown, fsync};
 
-use super::journal::{self, Journal, Way};
 use super::place::Place;
 use super::strays::Strays;
 use super::walk::{self, exists, names_in, rename_new};
@@ -153,8 +152,7 @@ pub(crate) fn move_entries(
         marker::close(dir)?;
         Ok(fsync(dir)?)
     };
-    end().map_err(Error::io("close", &place.data_dir))?;
-    journal::write(store, &Journal::AdoptLinking(Way::Entries))
+    end().map_err(Error::io("close", &place.data_dir))
 }
 
 /// A directory that its owner may not write cannot be moved by him.

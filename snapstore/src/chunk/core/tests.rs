@@ -121,6 +121,28 @@ fn regression_a_hold_during_sealing_leaves_a_snapshot_durable() {
     core.control.lock().sealing.remove(&epoch);
 }
 
+/// Labels that come after the cut are there after a restart, and never go to another snapshot of that height.
+#[test]
+fn labels_are_added_to_the_snapshot_that_is_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, path) = three_heights(dir.path());
+    let labels = |pairs: &[(&str, &str)]| -> std::collections::BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let options = SnapshotOptions { labels: labels(&[("a", "1"), ("b", "1")]), ..SnapshotOptions::default() };
+    let epoch = store.snapshot(Height(4), &options).unwrap().epoch;
+    let added = store.add_labels(Height(4), epoch, &labels(&[("b", "2"), ("c", "2")])).unwrap();
+    assert_eq!(added.labels, labels(&[("a", "1"), ("b", "2"), ("c", "2")]));
+    let other = store.find(HeightQuery::Exact(Height(3))).unwrap().epoch;
+    assert!(store.add_labels(Height(4), other, &labels(&[("x", "")])).is_err());
+    assert!(store.add_labels(Height(5), epoch, &labels(&[("x", "")])).is_err());
+    assert!(store.add_labels(Height(4), epoch, &labels(&[("x=", "")])).is_err(), "as for any label");
+    store.close().unwrap();
+    drop(store);
+    let (store, _) = open::open(&path, &OpenOptions { no_background: true }).unwrap();
+    assert_eq!(store.find(HeightQuery::Exact(Height(4))).unwrap().labels, added.labels);
+}
+
 /// A layer that was synced a moment after a commit had put it off, and the layer above it that this commit then took for
 /// durable: on the disk the upper one inherited from what the lower one had replaced. (Found by a power cut on ext4: a
 /// file of 8192 bytes that no program had written.)

@@ -258,7 +258,7 @@ impl Build<'_> {
 }
 
 /// Gives `to` the extended attributes of `from`.
-pub(super) fn follow_xattrs(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
+pub(crate) fn follow_xattrs(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
     let mut wanted = Vec::new();
     for key in list_xattr(from.0, from.1)? {
         if let Some(value) = get_xattr(from.0, from.1, &key)? {

@@ -18,6 +18,8 @@ use crate::rng::Rng;
 pub enum Below {
     Ext4,
     Xfs,
+    /// The data dir is a subvolume.
+    Btrfs,
 }
 
 impl Below {
@@ -25,13 +27,14 @@ impl Below {
         match self {
             Below::Ext4 => "ext4",
             Below::Xfs => "xfs",
+            Below::Btrfs => "btrfs",
         }
     }
 
     /// How it is mounted.
     fn options(self) -> &'static str {
         match self {
-            Below::Ext4 => "loop",
+            Below::Ext4 | Below::Btrfs => "loop",
             // The copies of one disk have the same name.
             Below::Xfs => "loop,nouuid",
         }
@@ -55,6 +58,7 @@ impl Below {
             // With sectors of 512 bytes, which is what the disk writes at once. Told of larger ones, XFS may drop the last
             // whole record of its log when the record after it is torn within one.
             Below::Xfs => &["-q", "-K", "-s", "size=512"],
+            Below::Btrfs => &["-q", "-K"],
         };
         program::run(Command::new(make).args(options).arg(&file)).ok();
         Image::load(&file).expect("the image is read")
@@ -75,7 +79,7 @@ impl Volume {
         let disk = Arc::new(match below {
             Below::Ext4 => Disk::new(image),
             // A page of its metadata that is torn within can keep it from being mounted again, whoever writes to it.
-            Below::Xfs => Disk::of_pages(image),
+            Below::Xfs | Below::Btrfs => Disk::of_pages(image),
         });
         for dir in [served(&work), root(&work)] {
             fs::create_dir(dir).expect("a mount point");
@@ -144,7 +148,12 @@ impl Machine {
         let volume = Volume::mount(below, image);
         let dir = volume.root().join("data");
         if !dir.exists() {
-            fs::create_dir(&dir).expect("the data dir");
+            match below {
+                Below::Btrfs => {
+                    program::run(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(&dir)).ok();
+                }
+                Below::Ext4 | Below::Xfs => fs::create_dir(&dir).expect("the data dir"),
+            }
             fill(&dir);
             let root = fs::File::open(volume.root()).expect("the mount point");
             nix::unistd::syncfs(&root).expect("what was filled in is on the disk");

@@ -43,6 +43,7 @@ use serde::{Deserialize, Serialize};
 pub use snapstore::native::external::Config as External;
 use snapstore::retention::Policy;
 use tmfs_follow::hooks::Hooks;
+use tmfs_follow::preset::Preset;
 use tmfs_follow::settings::Settings;
 
 use crate::extras::Preserve;
@@ -126,6 +127,7 @@ pub fn read(path: &Path) -> anyhow::Result<Config> {
 pub(crate) fn parse(text: &str) -> Result<Config, String> {
     let config: Config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
     config.retention.check().map_err(|problem| format!("retention: {problem}"))?;
+    config.preset.as_deref().map(Preset::named).transpose()?;
     if let Some(external) = &config.external {
         external.check().map_err(|problem| format!("external: {problem}"))?;
     }
@@ -189,7 +191,14 @@ mod tests {
 
     #[test]
     fn typos_are_errors() {
-        for text in ["[mount]\ncahce = 'through'", "[mnt]", "x = 1", "[mount]\ncache = 'fast'", "[mount"] {
+        for text in [
+            "preset = 'gethh'",
+            "[mount]\ncahce = 'through'",
+            "[mnt]",
+            "x = 1",
+            "[mount]\ncache = 'fast'",
+            "[mount",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!(parse("[mount]\nstore = 's'").unwrap_err(), "mount.store must be an absolute path");

@@ -26,6 +26,20 @@ pub fn lazily(point: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Flushes what the kernel still has, then detaches the mount.
+pub fn after_flush(point: &Path) -> anyhow::Result<()> {
+    // Wakes the kernel's flusher; what it does not write now it writes when the files are closed.
+    match std::fs::File::open(point) {
+        Ok(root) => {
+            if let Err(error) = nix::unistd::syncfs(&root) {
+                tracing::warn!(%error, "flushing before the detach failed");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot flush before the detach"),
+    }
+    lazily(point)
+}
+
 /// Clears the mount of a daemon that has died, and says what comes of it.
 pub fn dead(data_dir: &Path, what_next: &str) -> anyhow::Result<()> {
     // While it is there, the kernel names what is open in it.

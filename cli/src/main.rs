@@ -3,6 +3,8 @@
 //! Each verb is a file in `verbs`. A verb finds its data dir (`target`), gets somebody who answers for it, the daemon of
 //! a mount or the store itself (`session`), asks, and prints: data on stdout, words on stderr (`output`). What goes
 //! wrong comes up here as an error, and becomes an exit status in one match.
+//!
+//! Called by mount(8), under another name, it is a helper of that program (`helper`).
 
 mod args;
 mod backends;
@@ -12,6 +14,7 @@ mod detach;
 mod extras;
 mod failure;
 mod format;
+mod helper;
 mod mounts;
 mod output;
 mod policy;
@@ -28,19 +31,27 @@ use std::process::ExitCode;
 use clap::FromArgMatches;
 
 use crate::failure::{Outcome, outcome};
+use crate::helper::Helper;
 
 fn main() -> ExitCode {
     install_panic_hook();
-    let result = panic::catch_unwind(AssertUnwindSafe(run));
-    match result.map_or(Outcome::Panicked, |result| outcome(&result)) {
-        Outcome::Done | Outcome::BrokenPipe => ExitCode::SUCCESS,
-        Outcome::Told(status) => ExitCode::from(status),
+    let mut words = std::env::args_os();
+    let helper = Helper::called(words.next().as_deref());
+    let result = panic::catch_unwind(AssertUnwindSafe(|| match helper {
+        Some(helper) => helper.run(words),
+        None => run(),
+    }));
+    let outcome = result.map_or(Outcome::Panicked, |result| outcome(&result));
+    let status = match &outcome {
+        Outcome::Done | Outcome::BrokenPipe => 0,
+        Outcome::Told(status) => *status,
         Outcome::Failed { status, message } => {
-            output::complain(&message);
-            ExitCode::from(status)
+            output::complain(message);
+            *status
         }
-        Outcome::Panicked => ExitCode::FAILURE,
-    }
+        Outcome::Panicked => 1,
+    };
+    ExitCode::from(if helper.is_some() { Helper::status(&outcome, status) } else { status })
 }
 
 fn run() -> anyhow::Result<()> {

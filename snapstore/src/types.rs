@@ -42,6 +42,12 @@ impl fmt::Display for EpochId {
 #[serde(transparent)]
 pub struct Height(pub u64);
 
+impl From<u64> for Height {
+    fn from(number: u64) -> Height {
+        Height(number)
+    }
+}
+
 impl fmt::Display for Height {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -10,6 +10,7 @@ mod process;
 pub mod ready;
 mod signals;
 pub mod spawn;
+mod utab;
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -107,9 +108,11 @@ pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
     signals::handle(signals, verbs, plan.data_dir.clone())?;
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(data_dir = %plan.data_dir.display(), store = %plan.store.display(), version, "mounted");
+    utab::note(&plan.data_dir);
     ready.mounted(notices);
 
     let ended = mounted.wait();
+    utab::forget(&plan.data_dir);
     followed.end();
     // Whoever asked for the unmount gets the answer first.
     drop(server);

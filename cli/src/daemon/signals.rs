@@ -4,7 +4,7 @@
 //! would lose what they write. The second one detaches the mount from the tree of files: nobody can open anything any
 //! more, what is open goes on working, and the daemon ends when the last of it is closed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
@@ -31,7 +31,7 @@ pub fn handle(signals: SigSet, verbs: Arc<dyn Verbs>, data_dir: PathBuf) -> anyh
                 Ok(_) => return,
                 Err(failure) if busy && failure.kind == FailureKind::Busy => {
                     tracing::warn!("still busy: detaching; the daemon ends when the last file is closed");
-                    match flush_and_detach(&data_dir) {
+                    match detach::after_flush(&data_dir) {
                         Ok(()) => return,
                         Err(error) => tracing::error!("{error:#}"),
                     }
@@ -46,18 +46,4 @@ pub fn handle(signals: SigSet, verbs: Arc<dyn Verbs>, data_dir: PathBuf) -> anyh
     };
     thread::Builder::new().name("signals".into()).spawn(wait).context("cannot wait for signals")?;
     Ok(())
-}
-
-/// Flushes, and takes the mount out of the tree of files.
-fn flush_and_detach(data_dir: &Path) -> anyhow::Result<()> {
-    // Wakes the kernel's flusher; what it does not write now it writes when the files are closed.
-    match std::fs::File::open(data_dir) {
-        Ok(root) => {
-            if let Err(error) = nix::unistd::syncfs(&root) {
-                tracing::warn!(%error, "flushing before the detach failed");
-            }
-        }
-        Err(error) => tracing::warn!(%error, "cannot flush before the detach"),
-    }
-    detach::lazily(data_dir)
 }

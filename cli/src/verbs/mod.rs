@@ -23,6 +23,8 @@ mod status;
 mod unmount;
 mod verify;
 
+pub use unmount::at as unmount;
+
 /// What can be asked for.
 #[derive(Subcommand, Debug)]
 #[allow(missing_docs)] // Each says what it does at its arguments, which clap shows.

@@ -26,7 +26,12 @@ const END: Duration = Duration::from_secs(30);
 
 /// Unmounts.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let data_dir = target::existing(&args.dir)?;
+    at(&args.dir)
+}
+
+/// Unmounts the data dir of this name.
+pub fn at(dir: &Path) -> anyhow::Result<()> {
+    let data_dir = target::existing(dir)?;
     match target::state(&data_dir, None)? {
         State::Mounted(client) => unmount(&data_dir, &client),
         State::Dead => detach::dead(&data_dir, "the next `tmfs mount` recovers the data"),

@@ -3,7 +3,6 @@
 //! A node knows best when its data is at a height. It asks in its commit hook:
 //!
 //! ```no_run
-//! use snapstore::Height;
 //! use snapstore::control::client::{Client, ClientError};
 //!
 //! struct Node {
@@ -17,13 +16,15 @@
 //!
 //!     fn committed(&self, height: u64) {
 //!         if height % 100 == 0 {
-//!             if let Err(error) = self.snapshots.snapshot(Height(height)) {
+//!             if let Err(error) = self.snapshots.snapshot(height) {
 //!                 eprintln!("no snapshot of {height}: {error}");
 //!             }
 //!         }
 //!     }
 //! }
 //! ```
+//!
+//! `examples/node.rs` of this crate shows more of it, beside the calls of the ancestor's library.
 //!
 //! A client keeps no connection: each call finds the daemon anew through the mount, so that a client outlives a daemon
 //! that was stopped and started. It waits for as long as the daemon works; an error that comes after the request was
@@ -34,6 +35,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Write};
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -42,10 +44,12 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
+use super::prune::PruneReport;
 use super::wire::{self, MAX_REQUEST, WireError};
 use super::{CONTROL_XATTR, Failure, FailureKind, Reply, Request, Selection, Side, Status, Verbs, sys};
 use crate::backend::{DeleteReport, HeightQuery, SnapshotInfo, SnapshotOptions, SwitchReport};
 use crate::diff::Change;
+use crate::retention::Policy;
 use crate::types::Height;
 
 #[cfg(test)]
@@ -115,6 +119,19 @@ pub struct Client {
     data_dir: PathBuf,
 }
 
+/// What came of a height that was offered at an interval.
+#[must_use = "a height may have been skipped"]
+#[derive(Clone, PartialEq, Debug)]
+pub enum Due {
+    /// It was a multiple, and there is a snapshot of it.
+    Taken(SnapshotInfo),
+    /// There is none: it was no multiple.
+    Skipped {
+        /// The next height that is one.
+        next: Height,
+    },
+}
+
 /// A result of a call.
 pub type Result<T, E = ClientError> = std::result::Result<T, E>;
 
@@ -136,20 +153,41 @@ impl Client {
     }
 
     /// Takes a snapshot of this height and waits until it is durable.
-    pub fn snapshot(&self, height: Height) -> Result<SnapshotInfo> {
+    pub fn snapshot(&self, height: impl Into<Height>) -> Result<SnapshotInfo> {
         self.snapshot_with(height, SnapshotOptions::default(), true)
     }
 
-    /// Takes a snapshot with a block's hash, labels or a hold; waits until it is durable only when told to.
+    /// Takes a snapshot with a block's hash, labels or a hold. Returns when the cut is made: what is written from then
+    /// on is not in it; waits until it is durable only when told to.
     pub fn snapshot_with(
         &self,
-        height: Height,
+        height: impl Into<Height>,
         options: SnapshotOptions,
         wait: bool,
     ) -> Result<SnapshotInfo> {
+        let height = height.into();
         match self.ask(&Request::Snapshot { height, options, wait })? {
             Reply::Snapshot(info) => Ok(info),
             _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Takes a snapshot if the height is a multiple of the interval, and says if it is none: for a hook that is called at
+    /// each block.
+    pub fn snapshot_every(
+        &self,
+        interval: NonZeroU64,
+        height: impl Into<Height>,
+        options: SnapshotOptions,
+        wait: bool,
+    ) -> Result<Due> {
+        let height = height.into();
+        match height.0 % interval {
+            0 => self.snapshot_with(height, options, wait).map(Due::Taken),
+            over => {
+                let next = Height(height.0.saturating_add(interval.get() - over));
+                Ok(Due::Skipped { next })
+            }
         }
     }
 
@@ -190,19 +228,24 @@ impl Client {
         }
     }
 
+    /// The heights of all snapshots, ascending.
+    pub fn heights(&self) -> Result<Vec<Height>> {
+        Ok(self.list()?.into_iter().map(|snapshot| snapshot.height).collect())
+    }
+
     /// One snapshot.
-    pub fn show(&self, height: Height) -> Result<SnapshotInfo> {
-        self.one(&Request::Show { height })
+    pub fn show(&self, height: impl Into<Height>) -> Result<SnapshotInfo> {
+        self.one(&Request::Show { height: height.into() })
     }
 
     /// Protects a snapshot from deletion.
-    pub fn hold(&self, height: Height) -> Result<SnapshotInfo> {
-        self.one(&Request::Hold { height })
+    pub fn hold(&self, height: impl Into<Height>) -> Result<SnapshotInfo> {
+        self.one(&Request::Hold { height: height.into() })
     }
 
     /// Ends a snapshot's protection.
-    pub fn release(&self, height: Height) -> Result<SnapshotInfo> {
-        self.one(&Request::Release { height })
+    pub fn release(&self, height: impl Into<Height>) -> Result<SnapshotInfo> {
+        self.one(&Request::Release { height: height.into() })
     }
 
     fn one(&self, request: &Request) -> Result<SnapshotInfo> {
@@ -216,6 +259,14 @@ impl Client {
     pub fn delete(&self, selection: Selection) -> Result<DeleteReport> {
         match self.ask(&Request::Delete { selection, dry_run: false })? {
             Reply::Deleted(report) => Ok(report),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Deletes what a policy does not keep: this one, or the mount's own; a dry run only tells.
+    pub fn prune(&self, policy: Option<Policy>, dry_run: bool) -> Result<PruneReport> {
+        match self.ask(&Request::Prune { policy, dry_run })? {
+            Reply::Pruned(report) => Ok(report),
             _ => Err(ClientError::Unexpected),
         }
     }

@@ -27,6 +27,28 @@ pub(crate) fn start_writeback(file: BorrowedFd<'_>) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Renames with flags of `renameat2` (`RENAME_NOREPLACE`, `RENAME_EXCHANGE`).
+pub(crate) fn rename_with(
+    from: (BorrowedFd<'_>, &OsStr),
+    to: (BorrowedFd<'_>, &OsStr),
+    flags: libc::c_uint,
+) -> io::Result<()> {
+    let names = (c_name(from.1)?, c_name(to.1)?);
+    // Not through the C library: not each has it.
+    // SAFETY: the descriptors are borrowed and so open, and the names are NUL-terminated and live until the call ends.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            from.0.as_raw_fd(),
+            names.0.as_ptr(),
+            to.0.as_raw_fd(),
+            names.1.as_ptr(),
+            flags,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Copies up to `len` bytes between two files within the kernel, sharing blocks where the file system can; 0 at the
 /// source's end.
 pub(crate) fn copy_file_range(

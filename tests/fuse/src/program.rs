@@ -149,6 +149,14 @@ pub fn tmfs() -> PathBuf {
         .1
 }
 
+/// An example of the library, built beside this test's own executable.
+pub fn example(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("the test's own executable");
+    let path = own.ancestors().nth(2).expect("target/PROFILE/deps/TEST").join("examples").join(name);
+    assert!(path.is_file(), "no {}; run `cargo build --workspace --examples` first", path.display());
+    path
+}
+
 /// Waits until `done` says so; panics with `what` when that takes longer than the time limit.
 #[track_caller]
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {

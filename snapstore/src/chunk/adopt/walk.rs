@@ -15,7 +15,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::sys::{Stat, stat_at};
+use crate::sys::{Stat, rename_with, stat_at};
 use crate::types::{FileKind, Timestamp};
 
 /// A place in a directory tree.
@@ -157,27 +157,30 @@ pub(crate) fn exists(at: BorrowedFd<'_>, name: impl AsRef<OsStr>) -> io::Result<
 
 /// Renames, replacing nothing.
 pub(crate) fn rename_new(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
-    use nix::fcntl::{RenameFlags, renameat, renameat2};
-    match renameat2(from.0, from.1, to.0, to.1, RenameFlags::RENAME_NOREPLACE) {
+    match rename_with(from, to, libc::RENAME_NOREPLACE) {
         // The file system does not know the flag; nobody else is about here.
-        Err(nix::Error::EINVAL | nix::Error::ENOSYS) if !exists(to.0, to.1)? => {
-            Ok(renameat(from.0, from.1, to.0, to.1)?)
+        Err(error) if flag_unknown(&error) && !exists(to.0, to.1)? => {
+            Ok(nix::fcntl::renameat(from.0, from.1, to.0, to.1)?)
         }
-        done => Ok(done?),
+        done => done,
     }
 }
 
 /// Has two names change places, in one step. False where the file system cannot.
 pub(crate) fn exchange(a: (BorrowedFd<'_>, &OsStr), b: (BorrowedFd<'_>, &OsStr)) -> io::Result<bool> {
-    use nix::fcntl::{RenameFlags, renameat2};
     if !super::stop::can_exchange() {
         return Ok(false);
     }
-    match renameat2(a.0, a.1, b.0, b.1, RenameFlags::RENAME_EXCHANGE) {
+    match rename_with(a, b, libc::RENAME_EXCHANGE) {
         Ok(()) => Ok(true),
-        Err(nix::Error::EINVAL | nix::Error::ENOSYS) => Ok(false),
-        Err(e) => Err(e.into()),
+        Err(error) if flag_unknown(&error) => Ok(false),
+        Err(error) => Err(error),
     }
+}
+
+/// Whether a file system or a kernel does not know a flag of `renameat2`.
+fn flag_unknown(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS))
 }
 
 /// Sets the times of last access and change of content.

@@ -84,3 +84,17 @@ fn answers_are_told_apart() {
     let long = client.delete(Selection::Heights(heights));
     assert!(matches!(long, Err(ClientError::TooLong { .. })));
 }
+
+#[test]
+fn a_height_off_the_interval_is_skipped_and_says_so() {
+    // Nobody is asked: there is no mount.
+    let client = Client { data_dir: "/nonexistent".into() };
+    let itv = NonZeroU64::new(10).unwrap();
+    let every = |height: u64| client.snapshot_every(itv, height, SnapshotOptions::default(), true);
+    assert_eq!(every(1).unwrap(), Due::Skipped { next: Height(10) });
+    assert_eq!(every(19).unwrap(), Due::Skipped { next: Height(20) });
+    assert_eq!(every(u64::MAX).unwrap(), Due::Skipped { next: Height(u64::MAX) });
+    for height in [0, 20] {
+        every(height).unwrap_err();
+    }
+}

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, fsync, linkat, syncfs, unlinkat};
@@ -25,7 +25,7 @@ use crate::backend::{FileRead, FileWrite, Head, NewInode, RenameMode, SetAttr, T
 use crate::chunk::tree::check_name;
 use crate::error::{Error, Result};
 use crate::native::engine::HeadId;
-use crate::sys::{OpenXattrs, proc_path};
+use crate::sys::{OpenXattrs, proc_path, rename_with};
 use crate::types::{Attr, DirEntry, FileKind, Ino, NAME_MAX, StatFs, Timestamp};
 
 const S_ISUID: u32 = 0o4000;
@@ -256,13 +256,14 @@ impl Head for LiveHead {
             Err(e) => return Err(e),
         };
         let flags = match mode {
-            RenameMode::Replace => RenameFlags::empty(),
-            RenameMode::NoReplace => RenameFlags::RENAME_NOREPLACE,
-            RenameMode::Exchange => RenameFlags::RENAME_EXCHANGE,
-            RenameMode::Whiteout => RenameFlags::RENAME_WHITEOUT,
-            RenameMode::WhiteoutNoReplace => RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_NOREPLACE,
+            RenameMode::Replace => 0,
+            RenameMode::NoReplace => libc::RENAME_NOREPLACE,
+            RenameMode::Exchange => libc::RENAME_EXCHANGE,
+            RenameMode::Whiteout => libc::RENAME_WHITEOUT,
+            RenameMode::WhiteoutNoReplace => libc::RENAME_WHITEOUT | libc::RENAME_NOREPLACE,
         };
-        renameat2(&*source_dir, from.1, &*target_dir, to.1, flags).map_err(failed("rename in", from.0))?;
+        let names = ((source_dir.as_fd(), from.1), (target_dir.as_fd(), to.1));
+        rename_with(names.0, names.1, flags).map_err(failed("rename in", from.0))?;
         self.note(&[from.0, to.0]);
         match target {
             // Two names of one inode: nothing has happened.

@@ -204,9 +204,8 @@ fn end_group(mut child: Child) {
         tracing::warn!(%group, %error, "a command that took too long cannot be killed");
     }
     // What hangs in the kernel does not die even of that: whoever waits for it must not be us.
-    match wait(&mut child, Duration::from_secs(1)) {
-        Ok(None) => drop(thread::spawn(move || child.wait())),
-        Ok(Some(_)) | Err(_) => {}
+    if let Ok(None) = wait(&mut child, Duration::from_secs(1)) {
+        drop(thread::spawn(move || child.wait()));
     }
 }
 

@@ -418,9 +418,15 @@ pub fn preserved_paths_are_carried_over_an_undo(place: &Place) {
     store.close().unwrap();
     drop(store);
     let store = place.open();
-    assert_eq!((read(&*store.head(), "state/signer"), read(&*store.head(), "data")), ("3".into(), "2".into()));
+    assert_eq!(
+        (read(&*store.head(), "state/signer"), read(&*store.head(), "data")),
+        ("3".into(), "2".into())
+    );
     store.undo_rollback(false).unwrap();
-    assert_eq!((read(&*store.head(), "state/signer"), read(&*store.head(), "data")), ("3".into(), "1".into()));
+    assert_eq!(
+        (read(&*store.head(), "state/signer"), read(&*store.head(), "data")),
+        ("3".into(), "1".into())
+    );
     assert_eq!(read(&*view(&*store, 1).tree, "state/signer"), "1");
     store.close().unwrap();
 }

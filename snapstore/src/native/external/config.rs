@@ -82,7 +82,9 @@ impl Config {
     /// Refuses templates that cannot work, with a sentence that says which and why.
     pub fn check(&self) -> Result<(), String> {
         use Word::{Epoch, Height, Live, Name, Store, View};
-        let templates: [(&str, Option<&Vec<String>>, &[Word], &[Word]); 7] = [
+        /// Key, template, the words that it must have, and those that it may have.
+        type Rule<'a> = (&'static str, Option<&'a Vec<String>>, &'static [Word], &'static [Word]);
+        let templates: [Rule<'_>; 7] = [
             ("create", Some(&self.create), &[Name], &[Name, Height, Epoch, Live, Store]),
             ("list", Some(&self.list), &[], &[Live, Store]),
             ("delete", Some(&self.delete), &[Name], &[Name, Epoch, Live, Store]),

@@ -112,7 +112,9 @@ pool_test!(adopting_moves_the_mount_point_and_ejecting_moves_it_back, |rig: &Rig
         rig.zfs(&["unmount", &rig.name(dataset)]);
     }
     rig.zfs(&["rename", &rig.name("a node: x"), &rig.name("elsewhere")]);
-    for error in [takeover.is_taken(&site).map(drop), takeover.discard(&site), takeover.give_back(&site, ONE, &Silent)] {
+    for error in
+        [takeover.is_taken(&site).map(drop), takeover.discard(&site), takeover.give_back(&site, ONE, &Silent)]
+    {
         assert!(error.unwrap_err().to_string().contains("import its pool"));
     }
 });

@@ -54,7 +54,11 @@ impl Asked {
 
     /// Adopts, and says which backend tmfs itself has chosen, and why. An adoption that was interrupted goes on with what
     /// it was begun with.
-    pub fn adopting(&self, data_dir: &Path, adopt: impl FnOnce() -> anyhow::Result<Located>) -> anyhow::Result<Located> {
+    pub fn adopting(
+        &self,
+        data_dir: &Path,
+        adopt: impl FnOnce() -> anyhow::Result<Located>,
+    ) -> anyhow::Result<Located> {
         let chosen = match self {
             Asked::Auto => Some(store::choose(data_dir)?),
             Asked::One(_) => None,
@@ -79,7 +83,8 @@ mod tests {
     fn the_external_backend_and_its_commands_go_together() {
         assert!(matches!(Asked::new(Backend::Auto, None), Ok(Asked::Auto)));
         assert!(matches!(Asked::new(Backend::Btrfs, None), Ok(Asked::One(Choice::Btrfs))));
-        let commands = || toml::from_str::<External>("create = ['a']\nlist = ['a']\ndelete = ['a']\nrollback = ['a']");
+        let commands =
+            || toml::from_str::<External>("create = ['a']\nlist = ['a']\ndelete = ['a']\nrollback = ['a']");
         assert!(matches!(
             Asked::new(Backend::External, Some(commands().unwrap())),
             Ok(Asked::One(Choice::External(_)))

@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn commands_of_the_external_backend() {
-        let text = "[external]\ncreate = ['s', 'c', '{name}']\nlist = ['s', 'l']\ndelete = ['s', 'd', '{name}']\n";
+        let text =
+            "[external]\ncreate = ['s', 'c', '{name}']\nlist = ['s', 'l']\ndelete = ['s', 'd', '{name}']\n";
         let whole = format!("{text}rollback = ['s', 'r', '{{name}}']\n");
         assert_eq!(parse(&whole).unwrap().external.unwrap().create, ["s", "c", "{name}"]);
         assert!(parse(text).is_err(), "no rollback");

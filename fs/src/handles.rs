@@ -177,7 +177,8 @@ impl Handles {
 
     /// Takes all of them out.
     pub fn clear(&self) {
-        let all: Vec<u64> = self.shards.iter().flat_map(|shard| shard.read().keys().copied().collect::<Vec<_>>()).collect();
+        let all: Vec<u64> =
+            self.shards.iter().flat_map(|shard| shard.read().keys().copied().collect::<Vec<_>>()).collect();
         for fh in all {
             drop(self.remove(fh));
         }

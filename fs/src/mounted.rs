@@ -9,8 +9,8 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::{Arc, Once};
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Once};
 use std::thread;
 
 use jiff::Timestamp;
@@ -148,7 +148,9 @@ impl Mounted {
     /// The kernel does not take a file: that one goes through this process.
     pub(crate) fn not_registered(&self, error: &std::io::Error) {
         self.not_registered.call_once(|| {
-            self.add_limits(vec![format!("content of some files goes through tmfs: no passthrough: {error}")]);
+            self.add_limits(vec![format!(
+                "content of some files goes through tmfs: no passthrough: {error}"
+            )]);
         });
     }
 

@@ -40,9 +40,8 @@ impl<D> Ways<D> {
     /// means that the content goes through this process.
     pub(crate) fn open(&self, id: NodeId, register: impl FnOnce() -> Option<D>) -> Option<Arc<D>> {
         let mut shard = self.shard(id).lock();
-        let open = shard
-            .entry(id)
-            .or_insert_with(|| Open { direct: register().map(Arc::new), descriptors: 0 });
+        let open =
+            shard.entry(id).or_insert_with(|| Open { direct: register().map(Arc::new), descriptors: 0 });
         open.descriptors += 1;
         open.direct.clone()
     }

@@ -86,7 +86,7 @@ pub fn adopt(
         let chosen = choice.cloned().map_or_else(|| choose(&data_dir).map(|(choice, _)| choice), Ok);
         let takeover: Box<dyn Takeover> = match (begun, &chosen) {
             // What a crash has left is completed, or cleared away, by its own kind.
-            (Some(kind), Ok(Choice::External(config))) if kind == BackendKind::External => {
+            (Some(BackendKind::External), Ok(Choice::External(config))) => {
                 Box::new(external::Taking::with(config)?)
             }
             (Some(kind), _) => engines::takeover(kind, leftover.as_deref().unwrap_or(&data_dir))?,

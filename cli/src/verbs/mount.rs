@@ -119,7 +119,11 @@ fn run_daemon(args: Args) -> anyhow::Result<()> {
 }
 
 /// Makes sure that the data dir is adopted and not mounted. Says what was chosen once nothing is in the way.
-pub(super) fn adopt(data_dir: &Path, store: Option<&Path>, asked: backends::Asked) -> anyhow::Result<Located> {
+pub(super) fn adopt(
+    data_dir: &Path,
+    store: Option<&Path>,
+    asked: backends::Asked,
+) -> anyhow::Result<Located> {
     let mut state = target::state(data_dir, store)?;
     if let State::Dead = state {
         detach::dead(data_dir, "recovering")?;

@@ -30,7 +30,8 @@ impl Adapter {
     }
 
     pub(super) fn send_created(&self, e: &Entry, opened: &Opened, reply: ReplyCreate) {
-        let (attr, fh, generation) = (file_attr(e.id, &e.attr), FileHandle(opened.fh), Generation(e.generation));
+        let (attr, fh, generation) =
+            (file_attr(e.id, &e.attr), FileHandle(opened.fh), Generation(e.generation));
         // The reply has one time for both: what may change the attributes unseen (a mapping) needs a size first, and
         // getting one makes the kernel ask for them again.
         let ttl = &e.entry_ttl;

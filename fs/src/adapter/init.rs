@@ -65,7 +65,8 @@ pub fn negotiate(config: &mut KernelConfig, wanted: Wanted) -> Agreed {
     });
     if wanted.passthrough.is_some() && !passthrough {
         limits.push(
-            "no passthrough, all content goes through tmfs: this kernel's FUSE has none (Linux 6.9 has)".to_owned(),
+            "no passthrough, all content goes through tmfs: this kernel's FUSE has none (Linux 6.9 has)"
+                .to_owned(),
         );
     }
     let wants_writeback = wanted.writeback && !passthrough;

@@ -37,8 +37,8 @@ use snapstore::backend::{SetAttr, Times};
 use crate::mounted::Mounted;
 use crate::tree::{Entered, Found, Make, is_heights};
 
-use decode::{caller, errno, file_attr, file_type, from_fuser, node, rename_mode, timestamp, xattr_mode};
 pub use backing::Backing;
+use decode::{caller, errno, file_attr, file_type, from_fuser, node, rename_mode, timestamp, xattr_mode};
 pub use init::Wanted;
 use reply::{send_empty, send_entry, send_xattr};
 pub use requests::{Kind, Requests};

@@ -108,7 +108,9 @@ impl Entered<'_> {
             Handle::View(_) | Handle::Directory(_) => {}
         }
         let drop_attributes = match &handle {
-            Handle::LiveWrite(file) => self.tree.passes_through() && self.tree.lookups.changes_unseen(file.id),
+            Handle::LiveWrite(file) => {
+                self.tree.passes_through() && self.tree.lookups.changes_unseen(file.id)
+            }
             _ => false,
         };
         let handle = Arc::new(handle);

@@ -37,10 +37,9 @@ pub(crate) fn ancestor(kind: BackendKind, site: &Site) -> Result<Box<dyn Ancesto
     match kind {
         BackendKind::Btrfs => Ok(Box::new(btrfs::BtmSubvolumes::of(site)?)),
         BackendKind::Zfs => zfs::ancestor(site),
-        BackendKind::External | BackendKind::Chunk => Err(Error::NothingToImport {
-            path: site.data_dir.clone(),
-            kind,
-        }),
+        BackendKind::External | BackendKind::Chunk => {
+            Err(Error::NothingToImport { path: site.data_dir.clone(), kind })
+        }
     }
 }
 

@@ -28,8 +28,8 @@
 //! | `zfs` | ZFS, of the kernel or by zfs-fuse |
 
 pub(crate) mod backend;
-pub(crate) mod catalog;
 pub mod btrfs;
+pub(crate) mod catalog;
 pub mod command;
 pub(crate) mod core;
 pub mod engine;

@@ -76,7 +76,9 @@ impl Place {
     pub fn run(self, name: &str, test: fn(Place)) {
         match self.missing() {
             Some(reason) => skip::note(&format!("{self:?}"), &reason),
-            None if self == Place::Zfs && [INSIDE, DISK].iter().all(|name| std::env::var_os(name).is_none()) => {
+            None if self == Place::Zfs
+                && [INSIDE, DISK].iter().all(|name| std::env::var_os(name).is_none()) =>
+            {
                 in_namespace(name)
             }
             None => test(self),
@@ -263,7 +265,8 @@ fn external(fill: impl FnOnce(&Path)) -> Mount {
     fs::create_dir(&kept).expect("a directory for the copies");
     fs::write(&script, SCRIPT).expect("the script");
     let template = |key: &str, words: &[&str]| {
-        let fixed = ["/bin/sh", script.to_str().expect("a plain path"), kept.to_str().expect("a plain path"), key];
+        let fixed =
+            ["/bin/sh", script.to_str().expect("a plain path"), kept.to_str().expect("a plain path"), key];
         let words: Vec<String> = fixed.iter().chain(words).map(|word| format!("{word:?}")).collect();
         words.join(", ")
     };

@@ -38,9 +38,7 @@ impl Mapping {
     fn new(file: &File, len: usize, protection: ProtFlags) -> io::Result<Mapping> {
         let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: a new mapping at an address of the kernel's choice; nothing else refers to it.
-        let start = unsafe {
-            nix::sys::mman::mmap(None, size, protection, MapFlags::MAP_SHARED, file, 0)
-        }?;
+        let start = unsafe { nix::sys::mman::mmap(None, size, protection, MapFlags::MAP_SHARED, file, 0) }?;
         Ok(Mapping { start, len, writable: protection.contains(ProtFlags::PROT_WRITE) })
     }
 

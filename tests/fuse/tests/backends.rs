@@ -244,7 +244,15 @@ fn files_carried_over_a_rollback(place: Place) {
 }
 
 fn hostile_names(place: Place) {
-    let names = ["a b", "new\nline", "quo\"te'`$(touch pwned)`touch pwned`;touch pwned", "-rf", "~1", "{live}", "1.tmp"];
+    let names = [
+        "a b",
+        "new\nline",
+        "quo\"te'`$(touch pwned)`touch pwned`;touch pwned",
+        "-rf",
+        "~1",
+        "{live}",
+        "1.tmp",
+    ];
     let mount = place.empty();
     for name in names {
         fs::create_dir(mount.live(name)).unwrap();
@@ -363,7 +371,10 @@ fn another_backend_is_refused(place: Place) {
     assert!([place.backend(), other].iter().all(|word| refused.stderr.contains(word)), "{refused}");
     // Without one it is what it was.
     program::run(std::process::Command::new(program::tmfs()).arg("mount").arg(&mount.dir)).ok();
-    assert_eq!((mount.status()["backend"].as_str().unwrap(), at(&mount, 1).as_str()), (place.backend(), "one"));
+    assert_eq!(
+        (mount.status()["backend"].as_str().unwrap(), at(&mount, 1).as_str()),
+        (place.backend(), "one")
+    );
 }
 
 fn ejected_it_is_a_plain_directory(place: Place) {

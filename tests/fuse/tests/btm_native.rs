@@ -64,7 +64,8 @@ fn defect_2_success_means_rolled_back_and_nothing_is_left_behind(place: Place) {
     write(&mount, "two");
     let beside = |mount: &Mount| {
         let above = mount.dir.parent().unwrap();
-        let mut names: Vec<_> = fs::read_dir(above).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(above).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         names
     };
@@ -203,7 +204,10 @@ fn defect_13_a_rollback_destroys_nothing(place: Place) {
 
 fn defect_8_nested_subvolumes_are_taken_whole_or_refused_by_name(place: Place) {
     let mount = place.unmounted(|dir| {
-        program::must("btrfs", &["-q".as_ref(), "subvolume".as_ref(), "create".as_ref(), dir.join("nested").as_os_str()]);
+        program::must(
+            "btrfs",
+            &["-q".as_ref(), "subvolume".as_ref(), "create".as_ref(), dir.join("nested").as_os_str()],
+        );
         fs::write(dir.join("nested/inside"), "y").unwrap();
         fs::write(dir.join("file"), "x").unwrap();
     });

@@ -83,11 +83,11 @@ pub(crate) fn open_file(
     }
     let node = table.node(ino)?;
     let mut open = node.open.lock();
-    if let Some(file) = open.upgrade() {
-        if file.writable || !write || reopen(fd.as_fd(), OFlag::O_RDWR).is_err() {
-            drop(open);
-            return Ok((node, file));
-        }
+    if let Some(file) = open.upgrade()
+        && (file.writable || !write || reopen(fd.as_fd(), OFlag::O_RDWR).is_err())
+    {
+        drop(open);
+        return Ok((node, file));
     }
     let both = if write { reopen(fd.as_fd(), OFlag::O_RDWR).ok() } else { None };
     let file = match both {

@@ -12,6 +12,7 @@
 //! give its number to another while the kernel still knows it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::num::NonZeroUsize;
@@ -51,6 +52,8 @@ pub(crate) struct Table {
     numbers: Mutex<Numbers>,
     nodes: Mutex<HashMap<Ino, Arc<Node>>>,
     recent: Mutex<LruCache<Ino, PathFd>>,
+    /// The directories in which other file systems are mounted that belong to the tree, by their root directories.
+    mounted_in: Mutex<HashMap<Ino, Ino>>,
     /// A directory of each device, open for reading: what handles are opened with.
     anchors: Mutex<HashMap<u64, PathFd>>,
 }
@@ -84,6 +87,7 @@ impl Table {
             numbers: Mutex::new(Numbers::new(stat.id)),
             nodes: Mutex::default(),
             recent: Mutex::new(LruCache::new(most)),
+            mounted_in: Mutex::default(),
             anchors: Mutex::new(HashMap::from([(stat.id.0, root.clone())])),
             root: RwLock::new(Some(root)),
         })
@@ -178,10 +182,9 @@ impl Table {
         let fd = self.fd(dir)?;
         // Where the live files lie beneath the mount that shows them, `..` of what is in their root leads to that mount,
         // and this process would ask itself.
-        let how =
-            OpenHow::new().flags(PATH | OFlag::O_DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_XDEV);
+        let how = OpenHow::new().flags(PATH | OFlag::O_DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_XDEV);
         let above = match openat2(&*fd, "..", how) {
-            Err(Errno::EXDEV) => return Ok(Ino::ROOT),
+            Err(Errno::EXDEV) => return Ok(self.mounted_in.lock().get(&dir).copied().unwrap_or(Ino::ROOT)),
             above => Arc::new(above.map_err(failed("open", dir))?),
         };
         let stat = stat_at(above.as_fd(), OsStr::new("")).map_err(failed("stat", dir))?;
@@ -240,6 +243,9 @@ impl Table {
         if ino == Ino::ROOT {
             return ino;
         }
+        if stat.mount_root {
+            self.mounted_in.lock().insert(ino, dir);
+        }
         let node = self.nodes.lock().entry(ino).or_insert_with(|| Arc::new(Node::unreached())).clone();
         self.settle(ino, &node, fd, stat);
         ino
@@ -266,13 +272,13 @@ impl Table {
         }
         let handle = FileHandle::of(fd.as_fd()).ok()?;
         let mut anchors = self.anchors.lock();
-        if !anchors.contains_key(&stat.id.0) {
+        if let Entry::Vacant(place) = anchors.entry(stat.id.0) {
             if stat.kind != Some(FileKind::Directory) {
                 return None;
             }
             let anchor = reopen(fd.as_fd(), OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok()?;
             handle.open(anchor.as_fd(), libc::O_PATH).ok()?;
-            anchors.insert(stat.id.0, Arc::new(anchor));
+            place.insert(Arc::new(anchor));
         }
         Some(handle)
     }

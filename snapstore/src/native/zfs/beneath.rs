@@ -31,14 +31,19 @@ impl Beneath {
         let (Some(above), Some(name)) = (data_dir.parent(), data_dir.file_name()) else {
             return Err(crate::chunk::adopt::refuse(data_dir, "the root directory cannot be a data dir"));
         };
-        let uncovered = crate::sys::tree_without_mounts(above).map_err(Error::io("look beneath", data_dir))?;
+        let uncovered =
+            crate::sys::tree_without_mounts(above).map_err(Error::io("look beneath", data_dir))?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let open = || openat(&uncovered, name, flags, Mode::empty());
         let dir = match open() {
             Err(nix::Error::ENOENT) => mkdirat(&uncovered, name, PLAIN).and_then(|()| open()),
             other => other,
         };
-        let dir = dir.map_err(|error| Error::Io { op: "open beneath", path: data_dir.into(), source: error.into() })?;
+        let dir = dir.map_err(|error| Error::Io {
+            op: "open beneath",
+            path: data_dir.into(),
+            source: error.into(),
+        })?;
         Ok(Beneath { dir, path: data_dir.into() })
     }
 

@@ -35,7 +35,8 @@ impl Zfs {
     /// Runs a command that changes nothing, and gives what it printed.
     pub(crate) fn look<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<String> {
         let run = self.command(args, LOOK);
-        String::from_utf8(output(&run)?).map_err(|error| run.error(format!("its output is not text: {error}")))
+        String::from_utf8(output(&run)?)
+            .map_err(|error| run.error(format!("its output is not text: {error}")))
     }
 
     /// Runs a command that changes something.

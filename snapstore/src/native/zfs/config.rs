@@ -78,7 +78,12 @@ mod tests {
         assert_ne!(config.id, Config::new("tank/a node").unwrap().id);
         config.write(dir.as_fd(), temp.path()).unwrap();
         assert_eq!(Config::read(dir.as_fd(), temp.path()).unwrap(), Some(config));
-        for bad in ["{}", "", r#"{"id":"","dataset":"a","container":"b"}"#, r#"{"id":"x y","dataset":"a","container":"b"}"#] {
+        for bad in [
+            "{}",
+            "",
+            r#"{"id":"","dataset":"a","container":"b"}"#,
+            r#"{"id":"x y","dataset":"a","container":"b"}"#,
+        ] {
             std::fs::write(temp.path().join(NAME), bad).unwrap();
             assert!(Config::read(dir.as_fd(), temp.path()).is_err(), "{bad}");
         }

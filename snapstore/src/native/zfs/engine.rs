@@ -52,8 +52,11 @@ impl ZfsEngine {
         let place = self.pool.head_place(head);
         for at in mounts::below(&mounts::all()?, &place) {
             let dir = mounts::open_dir(&at)?;
-            nix::unistd::syncfs(&dir)
-                .map_err(|error| Error::Io { op: "sync", path: at.clone(), source: error.into() })?;
+            nix::unistd::syncfs(&dir).map_err(|error| Error::Io {
+                op: "sync",
+                path: at.clone(),
+                source: error.into(),
+            })?;
         }
         Ok(())
     }
@@ -97,7 +100,8 @@ impl Engine for ZfsEngine {
         self.write_back(head)?;
         let name = format!("{}@{}", self.pool.root_of(head)?, snapshot_name(epoch));
         let mut args: Vec<String> = ["snapshot", "-r"].map(Into::into).into();
-        let mut set = |property: &str, value: &str| args.extend(["-o".to_owned(), format!("{property}={value}")]);
+        let mut set =
+            |property: &str, value: &str| args.extend(["-o".to_owned(), format!("{property}={value}")]);
         set(STORE, &self.pool.config.id);
         set(EPOCH, &epoch.0.to_string());
         set(HEIGHT, &facts.height.0.to_string());

@@ -83,7 +83,9 @@ fn check_below(entries: &[Entry], dataset: &str, data_dir: &Path, seen: &[Mount]
     for entry in entries.iter().filter(inside) {
         let name = &entry.name;
         if entry.value("type") != Some("filesystem") {
-            return Err(format!("holds the volume {name}, which a rollback could not take back; move it elsewhere"));
+            return Err(format!(
+                "holds the volume {name}, which a rollback could not take back; move it elsewhere"
+            ));
         }
         let mountpoint = entry.value("mountpoint").unwrap_or("none");
         let hidden = mountpoint == "none" || entry.value("canmount") == Some("off");
@@ -109,14 +111,20 @@ fn check_below(entries: &[Entry], dataset: &str, data_dir: &Path, seen: &[Mount]
     Ok(())
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::super::listing::Source::{Elsewhere, Local};
     use super::*;
 
     fn fs(name: &str, mountpoint: &str) -> Entry {
-        Entry::new(name, &[("type", "filesystem", Elsewhere), ("mountpoint", mountpoint, Local), ("canmount", "on", Local)])
+        Entry::new(
+            name,
+            &[
+                ("type", "filesystem", Elsewhere),
+                ("mountpoint", mountpoint, Local),
+                ("canmount", "on", Local),
+            ],
+        )
     }
 
     fn mounts(text: &str) -> Vec<Mount> {
@@ -135,10 +143,14 @@ mod tests {
         assert!(error.contains("is a directory in the ZFS dataset p/a"), "{error}");
         let error = check(&zfs, Path::new("/home"), &seen).unwrap_err().to_string();
         assert!(error.contains("is not on ZFS"), "{error}");
-        let error = check(&zfs, Path::new("/t"), &mounts("1 0 0:1 / /t rw - zfs tank rw\n")).unwrap_err().to_string();
+        let error =
+            check(&zfs, Path::new("/t"), &mounts("1 0 0:1 / /t rw - zfs tank rw\n")).unwrap_err().to_string();
         assert!(error.contains("is the root dataset of the pool tank"), "{error}");
         let snapshot = mounts("1 0 0:1 / /t rw - zfs tank/a@x rw\n2 0 0:1 /dir /u rw - zfs tank/a rw\n");
-        assert_eq!((mounted_at(&snapshot, Path::new("/t")), mounted_at(&snapshot, Path::new("/u"))), (None, None));
+        assert_eq!(
+            (mounted_at(&snapshot, Path::new("/t")), mounted_at(&snapshot, Path::new("/u"))),
+            (None, None)
+        );
     }
 
     #[test]

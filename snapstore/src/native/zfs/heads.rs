@@ -16,7 +16,8 @@
 use std::path::Path;
 
 use super::family::{
-    CANMOUNT_WAS, CONTAINER, Cut, DOOMED, EPOCH, Family, HASH, HEAD, HEIGHT, IMPORTED, Part, STORE, TIME, VIEW,
+    CANMOUNT_WAS, CONTAINER, Cut, DOOMED, EPOCH, Family, HASH, HEAD, HEIGHT, IMPORTED, Part, STORE, TIME,
+    VIEW,
 };
 use super::listing::{self, Source};
 use super::mounts;
@@ -105,7 +106,8 @@ pub(crate) fn mount(pool: &Pool, head: HeadId) -> Result<()> {
 pub(crate) fn unmount_parts(pool: &Pool, parts: &[Part]) -> Result<()> {
     for part in parts.iter().rev() {
         mounts::patient(|| {
-            let mounted = mounts::all()?.iter().any(|mount| mounts::is_zfs(mount) && mount.source == part.name);
+            let mounted =
+                mounts::all()?.iter().any(|mount| mounts::is_zfs(mount) && mount.source == part.name);
             if mounted { pool.zfs.change(&["unmount", &part.name]) } else { Ok(()) }
         })?;
     }
@@ -125,7 +127,8 @@ pub(crate) fn branch(pool: &Pool, from: EpochId, new: HeadId) -> Result<()> {
             continue;
         }
         let mut args = vec!["clone".to_owned()];
-        let mut set = |property: &str, value: &str| args.extend(["-o".to_owned(), format!("{property}={value}")]);
+        let mut set =
+            |property: &str, value: &str| args.extend(["-o".to_owned(), format!("{property}={value}")]);
         set("canmount", if cut.canmount == "off" { "off" } else { "noauto" });
         if cut.canmount == "on" {
             set(CANMOUNT_WAS, "on");
@@ -227,7 +230,8 @@ pub(crate) fn sweep(pool: &Pool) {
 /// Refuses to destroy what holds something that is not tmfs's.
 fn refuse_foreign(family: &Family, parts: &[Part]) -> Result<()> {
     let root = &parts[0].name;
-    let inside = |name: &&String| name.strip_prefix(root.as_str()).is_some_and(|rest| rest.starts_with(['/', '@']));
+    let inside =
+        |name: &&String| name.strip_prefix(root.as_str()).is_some_and(|rest| rest.starts_with(['/', '@']));
     let Some(first) = family.foreign.iter().find(inside) else { return Ok(()) };
     let others = family.foreign.iter().filter(inside).count() - 1;
     let more = if others == 0 { String::new() } else { format!(" and {others} more") };

@@ -73,9 +73,14 @@ pub(crate) fn take(pool: &Pool, found: &Found, epoch: EpochId) -> Result<()> {
     let family = pool.found()?;
     let names = with_those_below(&family, &found.name);
     if names.is_empty() {
-        return Err(Error::Command { command: format!("zfs set {}", found.name), reason: "it is not there".into() });
+        return Err(Error::Command {
+            command: format!("zfs set {}", found.name),
+            reason: "it is not there".into(),
+        });
     }
-    let set = |name: &str, property: &str, value: &str| pool.zfs.change(&["set", &format!("{property}={value}"), name]);
+    let set = |name: &str, property: &str, value: &str| {
+        pool.zfs.change(&["set", &format!("{property}={value}"), name])
+    };
     for name in names {
         set(&name, IMPORTED, name.split_once('@').map_or("", |(_, snapshot)| snapshot))?;
         set(&name, HEIGHT, &found.height.0.to_string())?;
@@ -89,7 +94,10 @@ pub(crate) fn take(pool: &Pool, found: &Found, epoch: EpochId) -> Result<()> {
 pub(crate) fn make_own(pool: &Pool, found: &Found) -> Result<()> {
     let family = pool.found()?;
     let is_it = |name: &str| name == found.name;
-    let epoch = family.snapshots.iter().find(|(_, cuts)| cuts.iter().any(|cut| cut.imported && is_it(&cut.full_name())));
+    let epoch = family
+        .snapshots
+        .iter()
+        .find(|(_, cuts)| cuts.iter().any(|cut| cut.imported && is_it(&cut.full_name())));
     let Some((&epoch, cuts)) = epoch else { return Ok(()) };
     // The root last: it is what is looked for.
     for cut in cuts.iter().rev().filter(|cut| cut.imported) {

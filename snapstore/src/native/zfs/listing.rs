@@ -68,9 +68,9 @@ impl Entry {
     /// For tests of what is made of listings.
     #[cfg(test)]
     pub(crate) fn new(name: &str, properties: &[(&str, &str, Source)]) -> Entry {
-        let properties = properties.iter().map(|&(name, value, source)| {
-            (name.to_owned(), Property { value: value.to_owned(), source })
-        });
+        let properties = properties
+            .iter()
+            .map(|&(name, value, source)| (name.to_owned(), Property { value: value.to_owned(), source }));
         Entry { name: name.to_owned(), properties: properties.collect() }
     }
 }

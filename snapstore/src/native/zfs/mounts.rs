@@ -25,7 +25,10 @@ pub(crate) fn all() -> Result<Vec<Mount>> {
 
 /// Whether this ZFS dataset (or snapshot) is what is seen at `place`.
 pub(crate) fn shows(mounts: &[Mount], place: &Path, dataset: &str) -> bool {
-    mounts.iter().rfind(|mount| mount.point == place).is_some_and(|mount| is_zfs(mount) && mount.source == dataset)
+    mounts
+        .iter()
+        .rfind(|mount| mount.point == place)
+        .is_some_and(|mount| is_zfs(mount) && mount.source == dataset)
 }
 
 /// Whether it is ZFS, of the kernel or of zfs-fuse.
@@ -35,7 +38,12 @@ pub(crate) fn is_zfs(mount: &Mount) -> bool {
 
 /// The places below `dir` at which something is mounted, deepest and latest first.
 pub(crate) fn below(mounts: &[Mount], dir: &Path) -> Vec<PathBuf> {
-    mounts.iter().rev().filter(|mount| mount.point.starts_with(dir)).map(|mount| mount.point.clone()).collect()
+    mounts
+        .iter()
+        .rev()
+        .filter(|mount| mount.point.starts_with(dir))
+        .map(|mount| mount.point.clone())
+        .collect()
 }
 
 /// The root directory of what is mounted at `place`, which must be this dataset.
@@ -50,7 +58,11 @@ pub(crate) fn open_root(place: &Path, dataset: &str) -> Result<OwnedFd> {
 /// Opens a directory.
 pub(crate) fn open_dir(place: &Path) -> Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    open(place, flags, Mode::empty()).map_err(|error| Error::Io { op: "open", path: place.into(), source: error.into() })
+    open(place, flags, Mode::empty()).map_err(|error| Error::Io {
+        op: "open",
+        path: place.into(),
+        source: error.into(),
+    })
 }
 
 /// Makes a directory, and those above it, for root's eyes only.
@@ -141,7 +153,8 @@ mod tests {
     #[test]
     fn what_is_busy_is_tried_again() {
         let mut tries = 0;
-        let busy = || Error::Command { command: "zfs".into(), reason: "exit status 1: dataset is busy".into() };
+        let busy =
+            || Error::Command { command: "zfs".into(), reason: "exit status 1: dataset is busy".into() };
         patient(|| {
             tries += 1;
             if tries < 3 { Err(busy()) } else { Ok(()) }

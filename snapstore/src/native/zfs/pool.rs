@@ -54,7 +54,14 @@ impl Pool {
     }
 
     pub(crate) fn new(zfs: Zfs, config: Config, store: &Path) -> Pool {
-        Pool { zfs, config, store: store.into(), in_kernel: in_kernel(), roots: Mutex::default(), names: Mutex::default() }
+        Pool {
+            zfs,
+            config,
+            store: store.into(),
+            in_kernel: in_kernel(),
+            roots: Mutex::default(),
+            names: Mutex::default(),
+        }
     }
 
     /// Everything of the store's, as it is now.
@@ -96,7 +103,8 @@ impl Pool {
         }
         let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
         let family = Family::read(&listing::get(&self.zfs, &PROPERTIES, &roots, true)?, &self.config.id)?;
-        *self.names.lock() = family.heads.iter().map(|(head, parts)| (*head, parts[0].name.clone())).collect();
+        *self.names.lock() =
+            family.heads.iter().map(|(head, parts)| (*head, parts[0].name.clone())).collect();
         Ok(family)
     }
 
@@ -118,7 +126,8 @@ impl Pool {
             .collect();
         found.sort();
         for name in found {
-            let inside = |root: &String| name.strip_prefix(root.as_str()).is_some_and(|rest| rest.starts_with('/'));
+            let inside =
+                |root: &String| name.strip_prefix(root.as_str()).is_some_and(|rest| rest.starts_with('/'));
             if !roots.iter().any(inside) {
                 roots.push(name);
             }

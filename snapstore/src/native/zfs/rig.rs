@@ -74,7 +74,11 @@ fn usable() -> Result<(), String> {
         return Err("no /dev/fuse".into());
     }
     let tried = Command::new("unshare").args(["--mount", "true"]).status();
-    if tried.is_ok_and(|status| status.success()) { Ok(()) } else { Err("no mount namespace can be made".into()) }
+    if tried.is_ok_and(|status| status.success()) {
+        Ok(())
+    } else {
+        Err("no mount namespace can be made".into())
+    }
 }
 
 /// A skipped test is counted: `scripts/test` shows what is in the file that `TMFS_SKIPS` names.
@@ -140,7 +144,10 @@ impl Rig {
     /// Every dataset and snapshot below a name, and the properties of tmfs's that are set on each.
     pub(crate) fn all(&self) -> Vec<String> {
         let list = self.zfs(&["list", "-H", "-r", "-t", "filesystem,snapshot", "-o", "name", &self.pool]);
-        list.lines().map(|name| name[self.pool.len()..].trim_start_matches('/').to_owned()).filter(|n| !n.is_empty()).collect()
+        list.lines()
+            .map(|name| name[self.pool.len()..].trim_start_matches('/').to_owned())
+            .filter(|n| !n.is_empty())
+            .collect()
     }
 
     /// The site of a data dir whose store lies beside it.

@@ -115,7 +115,10 @@ pool_test!(adopting_that_is_interrupted_by_a_reboot, |rig: &Rig| {
         }
         // zfs-fuse mounts nothing over a directory that is not empty, and says so.
         let mounted = rig.zfs.change(&["mount", "-a"]);
-        assert!(std::fs::read_dir(&dir).unwrap().count() > 0, "round {round}: an empty directory: {mounted:?}");
+        assert!(
+            std::fs::read_dir(&dir).unwrap().count() > 0,
+            "round {round}: an empty directory: {mounted:?}"
+        );
         let site = rig.site(&dir);
         if real.is_taken(&site).unwrap() {
             real.take(&site, &Silent).unwrap();

@@ -51,7 +51,8 @@ fn clone(pool: &Pool, epoch: EpochId, cuts: &[Cut], root: &str, there: &[String]
         let name = below(root, &cut.below);
         if !there.contains(&name) {
             let mut args: Vec<String> = ["clone", "-o", "readonly=on"].map(Into::into).into();
-            let mut set = |property: &str, value: &str| args.extend(["-o".to_owned(), format!("{property}={value}")]);
+            let mut set =
+                |property: &str, value: &str| args.extend(["-o".to_owned(), format!("{property}={value}")]);
             set("canmount", if cut.canmount == "off" { "off" } else { "noauto" });
             if cut.below.is_empty() {
                 set("mountpoint", &place.display().to_string());

@@ -23,7 +23,7 @@ use crate::{program, skip};
 const INSIDE: &str = "TMFS_ZFS_INSIDE";
 /// A disk to make a pool on.
 const DISK: &str = "TMFS_ZFS_DISK";
-/// Where zfs-fuse has its socket and its lock, and where it notes its pools.
+/// Where zfs-fuse has its socket, its lock, and where it notes its pools.
 const PRIVATE: [&str; 3] = ["/run/zfs", "/run/lock/zfs", "/var/lib/zfs"];
 
 /// A backend, with what is below it.

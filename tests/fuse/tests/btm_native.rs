@@ -164,7 +164,7 @@ fn defect_11_snapshots_cannot_be_written_and_are_verified(place: Place) {
     let before = mount.view_tree(1);
     assert!(fs::write(mount.view(1).join("small"), "x").is_err());
     assert!(fs::remove_file(mount.view(1).join("large")).is_err());
-    mount.view_tree(1).assert_same(&before, With::ALL, "height 1");
+    mount.view_tree(1).assert_same(&before, With::NO_TIMES, "height 1");
     let shown = mount.json(&["show", "1"]);
     assert_eq!((&shown["hash"], &shown["held"]), (&"abcd".into(), &true.into()));
     assert!(shown["root"].as_str().is_some_and(|root| root.len() == 64), "{shown}");

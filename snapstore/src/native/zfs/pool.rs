@@ -43,6 +43,18 @@ fn in_kernel() -> bool {
         .is_ok_and(|text| text.lines().any(|line| line.split_whitespace().next_back() == Some("zfs")))
 }
 
+/// Nothing of a store is there.
+pub(crate) fn not_there(config: &Config) -> Error {
+    let (dataset, id) = (&config.dataset, &config.id);
+    Error::Command {
+        command: "zfs list".into(),
+        reason: format!(
+            "no dataset of this store is there (it was {dataset}, with {STORE}={id}); import its pool with `zpool \
+             import`"
+        ),
+    }
+}
+
 impl Pool {
     /// The part of a store that has been adopted, or whose adoption has begun.
     pub(crate) fn open(site: &Site, zfs: Zfs) -> Result<Pool> {
@@ -80,13 +92,7 @@ impl Pool {
     pub(crate) fn found(&self) -> Result<Family> {
         let family = self.family()?;
         if family.heads.is_empty() {
-            return Err(Error::Command {
-                command: "zfs list".into(),
-                reason: format!(
-                    "no dataset of this store is there (it was {}, with {STORE}={}); import its pool with `zpool import`",
-                    self.config.dataset, self.config.id
-                ),
-            });
+            return Err(not_there(&self.config));
         }
         Ok(family)
     }

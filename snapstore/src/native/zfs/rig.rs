@@ -24,7 +24,7 @@ use crate::progress::Silent;
 /// Says that this process is the one in the namespace.
 const INSIDE: &str = "TMFS_ZFS_RIG";
 /// A disk to make pools on.
-const DISK: &str = "TMFS_ZFS_DISK";
+pub(crate) const DISK: &str = "TMFS_ZFS_DISK";
 /// Where zfs-fuse has its socket and its lock, and where it notes its pools.
 const PRIVATE: [&str; 3] = ["/run/zfs", "/run/lock/zfs", "/var/lib/zfs"];
 

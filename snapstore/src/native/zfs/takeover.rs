@@ -71,6 +71,11 @@ impl ZfsTakeover {
         }
     }
 
+    /// As [`ZfsTakeover::adopted`], and it is an error if it is not there.
+    fn must_be_there(&self, config: &Config) -> Result<Vec<Entry>> {
+        self.adopted(config)?.ok_or_else(|| pool::not_there(config))
+    }
+
     fn set(&self, dataset: &str, property: &str, value: &str) -> Result<()> {
         self.zfs.change(&["set", &format!("{property}={value}"), dataset])
     }
@@ -160,7 +165,7 @@ impl ZfsTakeover {
 
     /// Undoes what `take` has done before the moment that decides.
     fn undo(&self, site: &Site, config: &Config) -> Result<()> {
-        let Some(entries) = self.adopted(config)? else { return Beneath::open(&site.data_dir)?.unmark() };
+        let entries = self.must_be_there(config)?;
         // Also where only the marker was written: it may have kept the dataset from being mounted at boot.
         let root = entries.first();
         let at = root.and_then(|root| root.value("mountpoint")).map(Path::new);
@@ -324,7 +329,10 @@ impl Takeover for ZfsTakeover {
         }
         let pool = self.pool(site)?;
         let family = pool.family()?;
-        let Some(parts) = family.heads.get(&FIRST_HEAD) else { return Ok(false) };
+        let Some(parts) = family.heads.get(&FIRST_HEAD) else {
+            // Not marked is one thing, not there another: then nobody knows, and nothing may be cleared away.
+            return self.must_be_there(&pool.config).map(|_| false);
+        };
         Ok(Path::new(&parts[0].mountpoint) == pool.head_place(FIRST_HEAD))
     }
 
@@ -386,6 +394,13 @@ impl Takeover for ZfsTakeover {
             self.delete_all_but(&pool, live)?;
             let entries = self.adopted(&pool.config)?.unwrap_or_default();
             self.take_marks_off(&entries, &pool.config.dataset)?;
+        }
+        // Whoever removes the store next must not do so while its data is not to be seen.
+        let is_back = || mounts::open_root(&site.data_dir, &pool.config.dataset).map(drop);
+        if is_back().is_err() {
+            self.must_be_there(&pool.config)?;
+            self.mount_all(&pool.config.dataset)?;
+            is_back()?;
         }
         self.destroy_container(&pool.config)?;
         for place in [pool.head_place(live), site.path("heads"), pool.views()] {

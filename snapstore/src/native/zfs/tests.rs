@@ -107,6 +107,14 @@ pool_test!(adopting_moves_the_mount_point_and_ejecting_moves_it_back, |rig: &Rig
     }
     takeover.give_back(&site, ONE, &Silent).unwrap();
     assert_eq!(read(&dir, "file"), "base");
+    // Its pool is not imported, as far as this store can see: nobody may take that for "nothing left to do".
+    for dataset in ["a node: x/kid", "a node: x"] {
+        rig.zfs(&["unmount", &rig.name(dataset)]);
+    }
+    rig.zfs(&["rename", &rig.name("a node: x"), &rig.name("elsewhere")]);
+    for error in [takeover.is_taken(&site).map(drop), takeover.discard(&site), takeover.give_back(&site, ONE, &Silent)] {
+        assert!(error.unwrap_err().to_string().contains("import its pool"));
+    }
 });
 
 pool_test!(an_inherited_mount_point_is_inherited_again, |rig: &Rig| {

@@ -55,7 +55,7 @@ fn what_was_promised_on_btrfs_is_there_after_a_cut() {
                 file.sync_data().unwrap();
                 now().lines = number;
                 if number % 4 == 0 {
-                    File::create(mount.live(&format!("names/{number}"))).unwrap();
+                    File::create(mount.live(format!("names/{number}"))).unwrap();
                     File::open(mount.live("names")).unwrap().sync_all().unwrap();
                     now().names = number;
                 }
@@ -89,7 +89,7 @@ fn what_was_promised_on_btrfs_is_there_after_a_cut() {
             let what = format!("cut {cut}, {:?}: {wanted:?}", remains.loss);
             let live = lines(&fs::read_to_string(mount.live("log")).unwrap_or_default());
             assert!(live >= wanted.lines, "{live} lines: {what}");
-            assert!(wanted.names == 0 || mount.live(&format!("names/{}", wanted.names)).exists(), "{what}");
+            assert!(wanted.names == 0 || mount.live(format!("names/{}", wanted.names)).exists(), "{what}");
             let listed = mount.heights();
             for (height, before) in &wanted.heights {
                 assert!(listed.contains(height), "height {height} is not in {listed:?}: {what}");

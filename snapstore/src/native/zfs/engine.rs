@@ -21,6 +21,8 @@ pub(crate) struct ZfsEngine {
     open_heads: Mutex<BTreeSet<HeadId>>,
     /// Views that are reachable. A leaf lock.
     open_views: Mutex<BTreeSet<EpochId>>,
+    /// The live head, while it could not be promoted: OpenZFS moves no snapshot that is mounted. A leaf lock.
+    unpromoted: Mutex<Option<HeadId>>,
     /// Snapshots move between datasets while this is held exclusively. Order: before every other lock here.
     moving: RwLock<()>,
 }
@@ -39,8 +41,19 @@ impl ZfsEngine {
             pool,
             open_heads: Mutex::default(),
             open_views: Mutex::default(),
+            unpromoted: Mutex::default(),
             moving: RwLock::new(()),
         })
+    }
+
+    /// Promotes the live head, now or when a view is closed. It is live and whole without it: only the deletion of others
+    /// needs it.
+    fn promote(&self, live: HeadId) {
+        let promoted = heads::promote(&self.pool, live);
+        if let Err(error) = &promoted {
+            tracing::info!(head = live.0, %error, "the live head is still a clone of another; tried again later");
+        }
+        *self.unpromoted.lock() = promoted.err().map(|_| live);
     }
 
     /// Writes back what programs have changed through mappings: a snapshot takes what ZFS knows, not what only the
@@ -148,9 +161,17 @@ impl Engine for ZfsEngine {
     }
 
     fn close_view(&self, epoch: EpochId) -> Result<()> {
-        let _stay = self.moving.read();
-        views::close(&self.pool, epoch)?;
-        self.open_views.lock().remove(&epoch);
+        {
+            let _stay = self.moving.read();
+            views::close(&self.pool, epoch)?;
+            self.open_views.lock().remove(&epoch);
+        }
+        let waiting = *self.unpromoted.lock();
+        if let Some(live) = waiting {
+            let _move = self.moving.write();
+            self.promote(live);
+            heads::sweep(&self.pool);
+        }
         Ok(())
     }
 
@@ -160,10 +181,7 @@ impl Engine for ZfsEngine {
 
     fn switch(&self, _from: Option<EpochId>, new: HeadId) -> Result<()> {
         let _move = self.moving.write();
-        // The head is live and whole without it: only the deletion of others needs it, and tries again.
-        if let Err(error) = heads::promote(&self.pool, new) {
-            tracing::warn!(head = new.0, %error, "the live head is still a clone of another");
-        }
+        self.promote(new);
         Ok(())
     }
 

@@ -121,7 +121,7 @@ pub(crate) fn patient(mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
 }
 
 /// Whether an error means that somebody uses the thing.
-fn is_busy(error: &Error) -> bool {
+pub(crate) fn is_busy(error: &Error) -> bool {
     match error {
         Error::Io { source, .. } => source.raw_os_error() == Some(libc::EBUSY),
         // The words of zfs-fuse and OpenZFS.

@@ -138,7 +138,11 @@ impl Rig {
 
     /// Runs `zfs`, which must succeed.
     pub(crate) fn zfs(&self, args: &[&str]) -> String {
-        self.zfs.look(args).unwrap()
+        let mut said = String::new();
+        // zfs-fuse goes on with what it has unmounted for a moment.
+        let run = || self.zfs.look(args).map(|text| said = text);
+        mounts::patient(run).unwrap();
+        said
     }
 
     /// Every dataset and snapshot below a name, and the properties of tmfs's that are set on each.

@@ -114,7 +114,30 @@ impl ZfsTakeover {
         };
         let shown = show();
         Beneath::open(data_dir)?.unmark()?;
-        shown.or_else(|_| show())
+        shown.or_else(|_| {
+            self.uncover(dataset, data_dir)?;
+            show()
+        })
+    }
+
+    /// Where a dataset is not mounted but something below it is, as booting may leave it: takes that away, and the
+    /// directories that it was mounted on, on which zfs-fuse mounts nothing.
+    fn uncover(&self, dataset: &str, data_dir: &Path) -> Result<()> {
+        let seen = mounts::all()?;
+        if mounts::shows(&seen, data_dir, dataset) {
+            return Ok(());
+        }
+        let entries = listing::get(&self.zfs, &["type"], &[dataset], true)?;
+        for entry in entries.iter().rev().filter(|entry| !entry.is_snapshot()) {
+            let Some(below) = entry.name.strip_prefix(dataset).and_then(|rest| rest.strip_prefix('/')) else {
+                continue;
+            };
+            if seen.iter().any(|mount| mounts::is_zfs(mount) && mount.source == entry.name) {
+                mounts::patient(|| self.zfs.change(&["unmount", &entry.name]))?;
+            }
+            mounts::remove_dir(&data_dir.join(below));
+        }
+        Ok(())
     }
 
     /// Takes the marks off a head, those that make it one last.

@@ -1,8 +1,8 @@
 //! Running a command: an argument vector, a time limit, no shell.
 //!
 //! What runs is the daemon's child and has its rights. It gets a process group of its own, which is killed as a whole
-//! when time is up; no signal is blocked; nothing on its standard input; a working directory outside of any mount of ours (`/`); and it is not
-//! among the last to be killed when memory is short, as the daemon is.
+//! when time is up; no signal is blocked; nothing on its standard input; a working directory outside of any mount of
+//! ours (`/`); and it is not among the last to be killed when memory is short, as the daemon is.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -17,9 +17,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use snapstore::native::command::unblock_signals;
 
 use crate::http::short;
-use crate::sys;
 
 /// How much of what a command says is kept.
 const MOST: usize = 64 * 1024;
@@ -116,7 +116,7 @@ pub fn run(
     let program = argv.first().cloned().unwrap_or_default();
     let not_run = |source| CommandError::NotRun { program: program.clone(), source };
     let mut command = Command::new(&program);
-    sys::unblock_signals(&mut command);
+    unblock_signals(&mut command);
     let mut child = command
         .args(argv.iter().skip(1))
         .envs(environment.iter().map(|(name, value)| (name, value)))

@@ -1,8 +1,9 @@
 //! Running another program: an argument vector, never a shell; a clean environment; a time limit.
 //!
 //! A program that is named without a path is looked for in fixed directories, whatever `PATH` says. Its standard input
-//! is empty. What it writes is read while it runs, so that it never waits for us; of what it says on stderr, the end is
-//! kept for the error. When its time is up, it and whatever it has started (its process group) are killed.
+//! is empty, and no signal is blocked, also if the daemon has blocked some. What it writes is read while it runs, so that
+//! it never waits for us; of what it says on stderr, the end is kept for the error. When its time is up, it and whatever
+//! it has started (its process group) are killed.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
@@ -16,6 +17,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+pub use crate::sys::unblock_signals;
 
 /// Where a program that is named without a path is looked for, in this order.
 pub const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -75,6 +77,7 @@ impl Run {
     pub fn ended(&self) -> Result<Ended> {
         let program = find(&self.program).ok_or_else(|| self.error("there is no such program"))?;
         let mut command = Command::new(program);
+        unblock_signals(&mut command);
         command.args(&self.args).env_clear();
         command.env("PATH", PATH.join(":")).env("LC_ALL", "C").env("HOME", "/");
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
@@ -241,6 +244,16 @@ mod tests {
         let error = run.output().unwrap_err().to_string();
         assert!(error.contains("was still running after 300ms"), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn signals_that_are_blocked_here_reach_the_program() {
+        use nix::sys::signal::SigSet;
+        let set: SigSet = [Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+        set.thread_block().unwrap();
+        let blocked = Run::new("grep", LONG).args(["SigBlk:", "/proc/self/status"]).output();
+        set.thread_unblock().unwrap();
+        assert_eq!(String::from_utf8(blocked.unwrap()).unwrap().trim(), "SigBlk:\t0000000000000000");
     }
 
     #[test]

@@ -339,3 +339,33 @@ fn preserved_paths_are_refused_or_carried_whole() {
         store.close().unwrap();
     }
 }
+
+/// A snapshot that is deleted is gone wherever it was seen; another one of its height is another one.
+#[test]
+fn a_deleted_snapshot_is_gone_in_every_branch_and_its_namesake_is_not() {
+    let heights = |store: &NativeStore| store.heights().iter().map(|height| height.0).collect::<Vec<_>>();
+    let exactly = |height| HeightQuery::Exact(Height(height));
+    for keeps_heads in [true, false] {
+        let fixture = filled(keeps_heads);
+        let store = fixture.open_well();
+        store.rollback(exactly(2), &[], false).unwrap();
+        store.delete(&[Height(2)], false).unwrap();
+        store.settle().unwrap();
+        store.undo_rollback(false).unwrap();
+        assert_eq!(heights(&store), [1, 3], "one snapshot, seen by both");
+        store.close().unwrap();
+
+        let fixture = filled(keeps_heads);
+        let store = fixture.open_well();
+        store.rollback(exactly(1), &[], false).unwrap();
+        snap(&store, 2);
+        store.delete(&[Height(2)], false).unwrap();
+        store.settle().unwrap();
+        store.undo_rollback(false).unwrap();
+        assert_eq!(heights(&store), [1, 2, 3], "executed again, it was another one");
+        let view = store.view(exactly(2)).unwrap();
+        assert_eq!(files(&*view.tree)["data"], "data of 2");
+        drop(view);
+        store.close().unwrap();
+    }
+}

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
+mod child;
 mod flags;
 mod handle;
 mod open_xattr;
@@ -13,6 +14,7 @@ mod tree;
 pub(crate) mod uncached;
 mod xattr;
 
+pub use child::unblock_signals;
 pub(crate) use flags::set_immutable;
 pub(crate) use handle::FileHandle;
 pub(crate) use open_xattr::OpenXattrs;

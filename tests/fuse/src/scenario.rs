@@ -15,6 +15,8 @@ use crate::tree::{Kind, Tree, With};
 /// A snapshot that is kept: what it must show.
 #[derive(Clone)]
 struct Kept {
+    /// Which snapshot it is: a height that is executed again is another one, even with the same content.
+    id: usize,
     model: Model,
     /// The live tree just after the cut, with nothing written since.
     tree: Tree,
@@ -23,8 +25,10 @@ struct Kept {
 /// A head that a rollback left.
 struct Left {
     model: Model,
-    heights: BTreeMap<u64, Kept>,
+    heights: Heights,
 }
+
+type Heights = BTreeMap<u64, Kept>;
 
 /// One seed's run.
 pub struct Scenario {
@@ -32,7 +36,7 @@ pub struct Scenario {
     work: Option<Work>,
     plain: PathBuf,
     model: Model,
-    heights: BTreeMap<u64, Kept>,
+    heights: Heights,
     left: Vec<Left>,
     generator: Generator,
     seed: u64,
@@ -151,7 +155,7 @@ impl Scenario {
         } else {
             mount.snapshot(height);
         }
-        let kept = Kept { model: self.model.clone(), tree: mount.tree() };
+        let kept = Kept { id: self.steps, model: self.model.clone(), tree: mount.tree() };
         self.heights.insert(height, kept);
     }
 
@@ -200,18 +204,8 @@ impl Scenario {
         } else {
             mount.ok(&["delete", &height.to_string()]);
         }
-        let epoch_of = |kept: &Kept| kept.tree.hash();
-        let gone = self.heights.remove(&height).expect("known");
-        for left in &mut self.left {
-            // The same snapshot may be in the past of a head that was left; a re-executed height is another one.
-            if left
-                .heights
-                .get(&height)
-                .is_some_and(|kept| epoch_of(kept) == epoch_of(&gone) && kept.model == gone.model)
-            {
-                left.heights.remove(&height);
-            }
-        }
+        let gone = self.heights.remove(&height).expect("known").id;
+        forget(gone, self.left.iter_mut().map(|left| &mut left.heights));
     }
 
     fn remount(&mut self, by_kill: bool) {
@@ -297,6 +291,11 @@ impl Drop for Scenario {
     }
 }
 
+/// A deleted snapshot is in no head's past any more.
+fn forget<'h>(gone: usize, pasts: impl Iterator<Item = &'h mut Heights>) {
+    pasts.for_each(|heights| heights.retain(|_, kept| kept.id != gone));
+}
+
 /// Every file's content and every name made durable, as a careful program does.
 fn sync_all(root: &Path, model: &Model) {
     for (path, kind) in model.paths() {
@@ -325,5 +324,25 @@ impl std::fmt::Display for Brief<'_> {
             Op::Nameless { path, data } => write!(f, "Nameless {path:?}, {} bytes", data.len()),
             other => write!(f, "{other:?}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_deleted_is_one_snapshot_and_not_all_that_look_like_it() {
+        let kept = |id| Kept { id, model: Model::new(), tree: Tree::default() };
+        let mut left = [
+            Heights::from([(1, kept(10)), (2, kept(11)), (3, kept(12))]),
+            Heights::from([(1, kept(10)), (2, kept(13))]),
+        ];
+        forget(13, left.iter_mut());
+        let known =
+            |left: &[Heights]| left.iter().map(|h| h.keys().copied().collect()).collect::<Vec<Vec<_>>>();
+        assert_eq!(known(&left), [vec![1, 2, 3], vec![1]]);
+        forget(10, left.iter_mut());
+        assert_eq!(known(&left), [vec![2, 3], vec![]]);
     }
 }

@@ -161,22 +161,6 @@ impl Tree {
         let found = self.differences(other, with);
         assert!(found.is_empty(), "{what}: {} differences:\n  {}", found.len(), summary(&found));
     }
-
-    /// One number for the whole tree, all of it but the times.
-    pub fn hash(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for (path, node) in &self.nodes {
-            (path, node.kind, node.mode, node.uid, node.gid, node.nlink, node.size, node.rdev)
-                .hash(&mut hasher);
-            (&node.xattrs, &node.same_as).hash(&mut hasher);
-            match &node.content {
-                Content::None => 0u8.hash(&mut hasher),
-                Content::Bytes(bytes) => bytes.hash(&mut hasher),
-                Content::Hash(hash) => hash.hash(&mut hasher),
-            }
-        }
-        hasher.finish()
-    }
 }
 
 fn summary(found: &[String]) -> String {

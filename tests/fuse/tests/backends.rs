@@ -164,6 +164,12 @@ fn a_height_executed_again(place: Place) {
     assert_eq!(read(&mount), "second 20", "never forward to the abandoned fork");
     mount.remount();
     assert_eq!((at(&mount, 20).as_str(), mount.heights()), ("second 20", vec![10, 20]));
+    // A third one, deleted: the second, in the head that was left, is another one.
+    mount.rollback(10);
+    mount.snapshot(20);
+    mount.ok(&["delete", "20"]);
+    mount.ok(&["rollback", "--undo"]);
+    assert_eq!((at(&mount, 20).as_str(), mount.heights()), ("second 20", vec![10, 20]));
 }
 
 fn held_and_deleted(place: Place) {

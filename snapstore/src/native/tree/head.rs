@@ -3,6 +3,10 @@
 //! A change that takes several system calls (a file is made, then given to its owner) is made with the head
 //! [entered](Instance::enter): a cut waits until nobody is inside, so that no snapshot shows half of one. Handles of a
 //! head that a switch has left answer [`Error::Stale`].
+//!
+//! What was done is never answered with an error, also if the look at what came of it fails: a file system below that is
+//! itself one of FUSE may know nothing of a file any more that has just lost its last name. The answer is then worked out
+//! from what was seen before ([`after_loss`]).
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -118,19 +122,16 @@ impl LiveHead {
         }
         unlinkat(&*dir, name, how).map_err(failed("remove from", parent))?;
         self.note(&[parent]);
-        self.left(before, &fd)
+        Ok(self.left(&before, &fd))
     }
 
     /// What an inode that lost a name is now; without any, it is kept by its descriptor.
-    fn left(&self, before: Attr, fd: &PathFd) -> Result<Attr> {
-        let mut left = self.table.attr_of(before.ino, fd.as_fd())?;
-        if left.kind == FileKind::Directory {
-            left.nlink = 0;
-        }
+    fn left(&self, before: &Attr, fd: &PathFd) -> Attr {
+        let left = after_loss(before, self.table.attr_of(before.ino, fd.as_fd()));
         if left.nlink == 0 {
             self.table.pin(before.ino, fd.clone());
         }
-        Ok(left)
+        left
     }
 
     fn set_times(&self, ino: Ino, fd: &PathFd, set: &SetAttr) -> Result<()> {
@@ -157,6 +158,20 @@ impl LiveHead {
         fchmodat(AT_FDCWD, path.as_str(), Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)
             .map_err(failed("set the mode of", ino))
     }
+}
+
+/// What an inode that has lost a name is now, from what it was and what a look at it says.
+pub(super) fn after_loss(before: &Attr, now: Result<Attr>) -> Attr {
+    let mut left = match now {
+        Ok(now) => now,
+        // The file system below has let go of it: that was its last name.
+        Err(Error::NoEntry) => Attr { nlink: 0, ..*before },
+        Err(_) => Attr { nlink: before.nlink.saturating_sub(1), ..*before },
+    };
+    if left.kind == FileKind::Directory {
+        left.nlink = 0;
+    }
+    left
 }
 
 /// The mode that is left when someone unprivileged writes.
@@ -228,11 +243,13 @@ impl Head for LiveHead {
         check_name(name)?;
         let _changing = self.instance.enter()?;
         let (fd, dir) = (self.table.fd(ino)?, self.table.fd(parent)?);
+        let before = self.table.attr_of(ino, fd.as_fd())?;
         let path = proc_path(fd.as_raw_fd());
         linkat(AT_FDCWD, path.as_str(), &*dir, name, AtFlags::AT_SYMLINK_FOLLOW)
             .map_err(failed("link into", parent))?;
         self.note(&[parent]);
-        self.table.attr_of(ino, fd.as_fd())
+        let linked = Attr { nlink: before.nlink.saturating_add(1), ..before };
+        Ok(self.table.attr_of(ino, fd.as_fd()).unwrap_or(linked))
     }
 
     fn unlink(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
@@ -268,8 +285,7 @@ impl Head for LiveHead {
         match target {
             // Two names of one inode: nothing has happened.
             Some((_, attr)) if attr.ino == source.ino || mode == RenameMode::Exchange => Ok(None),
-            Some((fd, attr)) => self.left(attr, &fd).map(Some),
-            None => Ok(None),
+            target => Ok(target.map(|(fd, attr)| self.left(&attr, &fd))),
         }
     }
 

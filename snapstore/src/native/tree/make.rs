@@ -2,7 +2,8 @@
 //!
 //! The file system below applies a directory's default ACL and hands down its group; what it cannot know is whose
 //! request it is. So the inode is made as ours, with the mode that was asked for, and then given away. Nobody sees it
-//! before: the head is entered, and the kernel has not been told of it. If it cannot be given away, it is removed.
+//! before: the head is entered, and the kernel has not been told of it. If it cannot be looked at or given away, it is
+//! removed: an error means that nothing was made.
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
@@ -42,19 +43,25 @@ pub(crate) fn make(table: &Table, parent: Ino, name: &OsStr, new: &NewInode<'_>)
         FileKind::BlockDevice => special(SFlag::S_IFBLK, device(new.rdev)),
     };
     made.map_err(failed("create in", parent))?;
-    let (fd, attr) = table.child(parent, name)?;
+    // It may be that no descriptor is to be had for it.
+    let (fd, attr) = table.child(parent, name).inspect_err(|_| unmake(&dir, name, new.kind))?;
     let given = give_away(table, (&dir, &above), (&fd, &attr), new, mode);
     if given.is_err() {
-        let how = match new.kind {
-            FileKind::Directory => UnlinkatFlags::RemoveDir,
-            _ => UnlinkatFlags::NoRemoveDir,
-        };
-        if let Err(error) = unlinkat(&*dir, name, how) {
-            tracing::warn!(ino = %attr.ino, %error, "what could not be given to its owner is left");
-        }
+        unmake(&dir, name, new.kind);
         table.forget(attr.ino);
     }
     given
+}
+
+/// Removes what was made and is not to be.
+fn unmake(dir: &PathFd, name: &OsStr, kind: FileKind) {
+    let how = match kind {
+        FileKind::Directory => UnlinkatFlags::RemoveDir,
+        _ => UnlinkatFlags::NoRemoveDir,
+    };
+    if let Err(error) = unlinkat(&**dir, name, how) {
+        tracing::warn!(?name, %error, "what could not be given to its owner is left");
+    }
 }
 
 /// Gives what was made its owner and its mode.

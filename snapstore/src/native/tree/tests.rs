@@ -1,15 +1,17 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Arc;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::*;
 use crate::backend::*;
 use crate::error::Error;
 use crate::native::engine::HeadId;
-use crate::types::{FileKind, Ino, Timestamp};
+use crate::types::{Attr, FileKind, Ino, Timestamp};
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -104,6 +106,47 @@ fn a_file_without_a_name_lives_on_until_it_is_forgotten() {
     drop(again);
     f.head.forget(ino).unwrap();
     assert!(matches!(f.head.get_attr(ino), Err(Error::NoEntry)));
+}
+
+#[test]
+fn a_loss_that_cannot_be_looked_at_is_worked_out() {
+    let f = Fixture::new();
+    let file = f.head.get_attr(f.make(Ino::ROOT, "file", FileKind::Regular, 0o644)).unwrap();
+    let dir = f.head.get_attr(f.make(Ino::ROOT, "dir", FileKind::Directory, 0o755)).unwrap();
+    let two = Attr { nlink: 2, ..file };
+    let unreadable = || Error::Io { op: "stat", path: "x".into(), source: std::io::Error::other("broken") };
+    let left = |before: &Attr, now| head::after_loss(before, now);
+    assert_eq!(left(&file, Err(Error::NoEntry)), Attr { nlink: 0, ..file }, "FUSE below: gone with its name");
+    assert_eq!(left(&two, Err(Error::NoEntry)).nlink, 0, "others have taken the other name");
+    assert_eq!(left(&two, Err(unreadable())), file);
+    assert_eq!(left(&file, Err(unreadable())).nlink, 0);
+    assert_eq!(left(&dir, Err(unreadable())), Attr { nlink: 0, ..dir });
+    assert_eq!(left(&file, Ok(two)), two, "what is seen counts");
+}
+
+#[test]
+fn what_was_made_and_cannot_be_reached_is_removed() {
+    const ALONE: &str = "TMFS_TEST_FEW_DESCRIPTORS";
+    if std::env::var_os(ALONE).is_none() {
+        // The limit is that of a whole process.
+        let name = "native::tree::tests::what_was_made_and_cannot_be_reached_is_removed";
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let ended = alone.args(["--exact", name]).env(ALONE, "").output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout);
+        assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let f = Fixture::new();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let next = File::open("/").unwrap().as_raw_fd();
+    setrlimit(Resource::RLIMIT_NOFILE, u64::try_from(next).unwrap(), hard).unwrap();
+    for kind in [FileKind::Directory, FileKind::Symlink, FileKind::Fifo] {
+        let made = f.head.create(Ino::ROOT, OsStr::new("new"), &new(kind, 0o755));
+        assert!(made.is_err(), "{kind:?}: a descriptor was to be had");
+        assert!(fs::symlink_metadata(f.path("new")).is_err(), "{kind:?}: it is there");
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    f.make(Ino::ROOT, "new", FileKind::Directory, 0o755);
 }
 
 #[test]

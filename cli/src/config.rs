@@ -205,7 +205,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tmfs.toml");
-        let external = "[external]\ncreate = ['a']\nlist = ['a']\ndelete = ['a']\nrollback = ['a']";
+        let external = "[external]\ncreate = ['sh', '{name}']\nlist = ['sh']\ndelete = ['sh', '{name}']\nrollback = ['sh', '{name}']";
         for (text, acts) in [
             ("[follow]\nsource = 'exec:height'", true),
             ("[hooks]\nbefore = ['sync']", true),
@@ -242,10 +242,9 @@ mod tests {
 
     #[test]
     fn commands_of_the_external_backend() {
-        let text =
-            "[external]\ncreate = ['s', 'c', '{name}']\nlist = ['s', 'l']\ndelete = ['s', 'd', '{name}']\n";
-        let whole = format!("{text}rollback = ['s', 'r', '{{name}}']\n");
-        assert_eq!(parse(&whole).unwrap().external.unwrap().create, ["s", "c", "{name}"]);
+        let text = "[external]\ncreate = ['sh', 'c', '{name}']\nlist = ['sh', 'l']\ndelete = ['sh', 'd', '{name}']\n";
+        let whole = format!("{text}rollback = ['sh', 'r', '{{name}}']\n");
+        assert_eq!(parse(&whole).unwrap().external.unwrap().create, ["sh", "c", "{name}"]);
         assert!(parse(text).is_err(), "no rollback");
         assert!(parse(&whole.replace("{name}", "{nmae}")).unwrap_err().starts_with("external: "));
     }

@@ -9,7 +9,7 @@ usage: install.sh [-p=DIR] [OPTIONS]
 
   -p=DIR   --path=DIR          the data dir to set up a service for (without it: only the program)
   -i=N     --interval=N        heights between snapshots that are followed (default: 10, or the preset's); with nothing
-                               to follow, those off it are not kept
+                               to follow, the first at or after each multiple is kept
   -c=N     --capacity=N        how many heights are kept (default: 100)
   -m=MODE  --mode=MODE         auto, chunk, btrfs, zfs or external (default: auto)
   -a=ALGO  --algorithm=ALGO    fair keeps the newest, fade thins out with age (default: fair)
@@ -249,7 +249,7 @@ fi
 
 if [ -n "$path" ]; then
     # What is followed has the interval; heights that are off it, where blocks come faster than questions, are kept like
-    # the others. Where somebody asks for each height, those off the interval go.
+    # the others. Where somebody asks for each height, the first at or after each multiple stays.
     asked='' followed=''
     if [ -n "$follow$preset" ]; then followed=$interval; else asked=${interval:-10}; fi
     {

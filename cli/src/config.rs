@@ -35,6 +35,9 @@
 //!
 //! A key that is not known is an error: a typo must not be a silent default.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -44,7 +47,8 @@ pub use snapstore::native::external::Config as External;
 use snapstore::retention::Policy;
 use tmfs_follow::hooks::Hooks;
 use tmfs_follow::preset::Preset;
-use tmfs_follow::settings::Settings;
+use tmfs_follow::settings::{Settings, Target};
+use tmfs_follow::source::Family;
 
 use crate::extras::Preserve;
 use crate::failure::usage;
@@ -117,11 +121,31 @@ pub enum Backend {
     External,
 }
 
-/// Reads a configuration file.
+/// Reads a configuration file. What root is to do by it, nobody else may be able to write.
 pub fn read(path: &Path) -> anyhow::Result<Config> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-    parse(&text).map_err(|problem| usage(format!("{}: {problem}", path.display())))
+    let context = || format!("cannot read the configuration {}", path.display());
+    let wrong = |problem: &str| usage(format!("{}: {problem}", path.display()));
+    let mut file = File::open(path).with_context(context)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).with_context(context)?;
+    let config = parse(&text).map_err(|problem| wrong(&problem))?;
+    let metadata = file.metadata().with_context(context)?;
+    let foreign = metadata.uid() != 0 || metadata.mode() & 0o022 != 0;
+    if nix::unistd::geteuid().is_root() && foreign && config.acts() {
+        return Err(wrong(
+            "it says what root is to do (exec:, [hooks] or [external]), and others than root can change it; `chown root` \
+             and `chmod go-w` it, once you have read it",
+        ));
+    }
+    Ok(config)
+}
+
+impl Config {
+    /// Whether it has the daemon run commands, or send signals and requests.
+    fn acts(&self) -> bool {
+        let exec = matches!(&self.follow.source, Some(Target::Source(spec)) if spec.family() == Family::Exec);
+        exec || !self.hooks.is_empty() || self.external.is_some()
+    }
 }
 
 pub(crate) fn parse(text: &str) -> Result<Config, String> {
@@ -174,6 +198,43 @@ mod tests {
     }
 
     #[test]
+    fn what_root_is_to_do_only_root_can_write() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tmfs.toml");
+        let external = "[external]\ncreate = ['sh', '{name}']\nlist = ['sh']\ndelete = ['sh', '{name}']\nrollback = ['sh', '{name}']";
+        for (text, acts) in [
+            ("[follow]\nsource = 'exec:height'", true),
+            ("[hooks]\nbefore = ['sync']", true),
+            ("[hooks]\nafter = [{signal = 'USR1', process = 'node'}]", true),
+            (external, true),
+            ("preset = 'monero'\n[follow]\nsource = 'evm:'\n[hooks]\nbefore = []", false),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            for (owner, mode, foreign) in [
+                (0, 0o644, false),
+                (0, 0o600, false),
+                (0, 0o664, true),
+                (0, 0o646, true),
+                (1000, 0o600, true),
+            ] {
+                chown(&path, Some(owner), None).unwrap();
+                std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+                match read(&path) {
+                    Err(error) => {
+                        assert!(foreign && acts, "{text}, {owner}, {mode:o}: {error}");
+                        assert_eq!(crate::failure::kind(&error), snapstore::control::FailureKind::Usage);
+                    }
+                    Ok(_) => assert!(!foreign || !acts, "{text}, {owner}, {mode:o}"),
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_example_is_one() {
         let config = parse(include_str!("../../packaging/tmfs.example.toml")).unwrap();
         assert_eq!(config.preset.as_deref(), Some("geth"));
@@ -181,10 +242,9 @@ mod tests {
 
     #[test]
     fn commands_of_the_external_backend() {
-        let text =
-            "[external]\ncreate = ['s', 'c', '{name}']\nlist = ['s', 'l']\ndelete = ['s', 'd', '{name}']\n";
-        let whole = format!("{text}rollback = ['s', 'r', '{{name}}']\n");
-        assert_eq!(parse(&whole).unwrap().external.unwrap().create, ["s", "c", "{name}"]);
+        let text = "[external]\ncreate = ['sh', 'c', '{name}']\nlist = ['sh', 'l']\ndelete = ['sh', 'd', '{name}']\n";
+        let whole = format!("{text}rollback = ['sh', 'r', '{{name}}']\n");
+        assert_eq!(parse(&whole).unwrap().external.unwrap().create, ["sh", "c", "{name}"]);
         assert!(parse(text).is_err(), "no rollback");
         assert!(parse(&whole.replace("{name}", "{nmae}")).unwrap_err().starts_with("external: "));
     }

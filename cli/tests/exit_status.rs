@@ -32,7 +32,7 @@ fn wrong_usage_is_2_with_words_on_stderr() {
         &["list", "--fly"],
         &["mount"],
         &["mount", "--backend", "fast", plain],
-        &["mount", "--backend", "zfs", plain],
+        &["mount", "--backend", "ntfs", plain],
         &["mount", "--config", "/dev/null", "--cache", "none", plain],
         &["mount", "--daemon", plain],
         &["mount", "-p", plain, plain],

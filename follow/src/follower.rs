@@ -291,10 +291,11 @@ impl Heights {
                 return self.pace.failed();
             }
         };
+        at.following.syncing = tip.syncing;
         let before = self.machine.seen();
         let verdict = self.machine.observe(&tip, &kept);
         let mut doubtful = None;
-        let mut fresh = false;
+        let (mut fresh, mut no_block) = (false, false);
         for event in &verdict.events {
             let words = words::sentence(event);
             match event {
@@ -303,11 +304,15 @@ impl Heights {
                     self.worry(words);
                 }
                 Event::Refused { .. } | Event::Stale { .. } => doubtful = Some(words),
+                // The status says that it is catching up, and no more needs to be said.
+                Event::NoBlock => no_block = true,
                 _ => tracing::info!("follower: {words}"),
             }
         }
         if !verdict.believed {
-            if let Some(words) = doubtful {
+            if no_block {
+                at.well(self.worry.clone());
+            } else if let Some(words) = doubtful {
                 at.problem(words);
             }
             return if self.machine.doubts() { self.pace.soon() } else { self.pace.failed() };
@@ -316,7 +321,6 @@ impl Heights {
         self.pace.told(tip.height, now);
         at.following.height = Some(Height(tip.height));
         at.following.seen = at.timestamp();
-        at.following.syncing = tip.syncing;
         let went_back = before.is_some_and(|before| tip.height < before);
         if let Some(words) = self.recheck(&kept, went_back || verdict.take.is_some(), now) {
             fresh = true;
@@ -459,7 +463,8 @@ impl Heights {
         match &mismatch {
             Some(mismatch) => {
                 tracing::warn!(height, "follower: took a snapshot; mismatch: {mismatch}");
-                labels.insert("mismatch".to_owned(), mismatch.clone());
+                // What a node says may be longer than a label.
+                labels.insert("mismatch".to_owned(), mismatch.chars().take(1000).collect());
             }
             None => tracing::info!(height, "follower: took a snapshot"),
         }

@@ -7,12 +7,13 @@
 //!
 //! They run while no other snapshot or rollback can; a hook that asks for one waits until its time is up.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer, Serialize};
 use snapstore::Height;
@@ -24,6 +25,7 @@ use crate::command::{self, Cancel};
 use crate::http::{Http, Url};
 use crate::read;
 use crate::span::Span;
+use crate::sys::Process;
 
 /// How long an action may take, if nothing else is said.
 pub const TIME_LIMIT: Duration = Duration::from_secs(10);
@@ -62,7 +64,7 @@ pub enum OnFailure {
 pub enum Action {
     /// Run a program: an argument vector.
     Command(Vec<String>),
-    /// Send a signal to the process whose number is in a file.
+    /// Send a signal to the process whose number is in a file, if the file's owner could do so too.
     #[serde(rename_all = "kebab-case")]
     SignalFile {
         /// As `USR1`.
@@ -308,26 +310,28 @@ impl Running {
             }
             Action::SignalFile { signal, pid_file } => {
                 let signal = signal_named(signal)?;
-                let pid = read::read(pid_file, 64, limit, &never).map_err(|error| error.to_string());
-                let pid = pid.and_then(|bytes| {
+                let read = read::read_vouched(pid_file, 64, limit, &never).map_err(|error| error.to_string());
+                let read = read.and_then(|(bytes, owner)| {
                     let text = String::from_utf8_lossy(&bytes);
-                    text.trim().parse::<i32>().map_err(|_| "holds no process number".to_owned())
+                    let pid = text.trim().parse::<i32>().map_err(|_| "holds no process number".to_owned())?;
+                    Ok((pid, owner))
                 });
-                let pid = pid.map_err(|problem| format!("{}: {problem}", pid_file.display()))?;
-                send(pid, signal)
+                let (pid, owner) = read.map_err(|problem| format!("{}: {problem}", pid_file.display()))?;
+                send(pid, signal, Some(owner))
             }
             Action::SignalName { signal, process } => {
                 let signal = signal_named(signal)?;
+                let comm = comm(process);
                 let mut users: Vec<u32> = procs::open_files(&self.data_dir, false)
                     .iter()
-                    .filter(|file| file.process == *process)
+                    .filter(|file| file.process == comm)
                     .map(|file| file.pid)
                     .collect();
                 users.dedup();
                 if users.is_empty() {
                     return Err(format!("no process {process} uses {}", self.data_dir.display()));
                 }
-                users.into_iter().try_for_each(|pid| send(pid as i32, signal))
+                users.into_iter().try_for_each(|pid| send(pid as i32, signal, None))
             }
             Action::Http { url, method, body } => {
                 let url = Url::new(&moment.fill(url))?;
@@ -359,12 +363,26 @@ impl Running {
     }
 }
 
-fn send(pid: i32, signal: Signal) -> Result<(), String> {
+/// A program's name as the kernel keeps it: its first 15 bytes.
+fn comm(name: &str) -> Cow<'_, str> {
+    String::from_utf8_lossy(&name.as_bytes()[..name.len().min(15)])
+}
+
+/// Sends a signal. `on_behalf`: only if this user could, too; of root there is nothing to ask.
+fn send(pid: i32, signal: Signal, on_behalf: Option<u32>) -> Result<(), String> {
     // 0 and below are groups, 1 is the system, and we have better to do.
     if pid <= 1 || pid as u32 == std::process::id() {
         return Err(format!("process {pid} is not to be sent a signal"));
     }
-    kill(Pid::from_raw(pid), signal).map_err(|error| format!("process {pid}: {}", error.desc()))
+    let failed = |error: io::Error| format!("process {pid}: {error}");
+    // From here on the number cannot come to mean another process.
+    let process = Process::open(pid).map_err(failed)?;
+    if let Some(user) = on_behalf.filter(|user| *user != 0)
+        && !process.is_of(user).map_err(failed)?
+    {
+        return Err(format!("process {pid} is not of user {user}, who named it; nothing is sent"));
+    }
+    process.signal(signal as i32).map_err(failed)
 }
 
 impl Around for Running {

@@ -12,10 +12,11 @@
 //! multiples that were passed on the way are *skipped*.
 //!
 //! **Going back.** A height below the last one is a reorganisation, or a node that lost its data: it is said, and
-//! believed. Nothing at or below the newest snapshot can be taken again. After a rollback of tmfs itself (the store's
-//! serial has changed) all is new: the basis is the newest snapshot that is left, and the chain runs on from there. A
-//! node that was not stopped for it may go on telling the height it has in memory: such a one is *stale*, and counts for
-//! nothing until the node was away for a moment, or tells a lower one.
+//! believed. Of a node that says that it is catching up it is what to expect, and not said; height 0 of such a one means
+//! that it knows no block yet, and counts for nothing. Nothing at or below the newest snapshot can be taken again. After
+//! a rollback of tmfs itself (the store's serial has changed) all is new: the basis is the newest snapshot that is left,
+//! and the chain runs on from there. A node that was not stopped for it may go on telling the height it has in memory:
+//! such a one is *stale*, and counts for nothing until the node was away for a moment, or tells a lower one.
 
 use std::num::NonZeroU64;
 
@@ -102,6 +103,7 @@ pub enum Event {
     Jumped { height: u64, basis: u64 },
     Reorganised { height: u64, was: String, is: String },
     Stale { height: u64, newest: Option<u64> },
+    NoBlock,
 }
 
 /// What an answer leads to.
@@ -180,12 +182,19 @@ impl Machine {
             verdict.events.push(Event::Stale { height: tip.height, newest });
             return verdict;
         }
+        if tip.syncing && tip.height == 0 {
+            // As a basis it would make the chain's own height a jump.
+            verdict.events.push(Event::NoBlock);
+            return verdict;
+        }
         if !self.believes(tip.height, self.seen.max(newest), &mut verdict.events) {
             return verdict;
         }
         verdict.believed = true;
         if let Some(from) = self.seen.filter(|seen| tip.height < *seen) {
-            verdict.events.push(Event::WentBack { from, to: tip.height, newest });
+            if !tip.syncing {
+                verdict.events.push(Event::WentBack { from, to: tip.height, newest });
+            }
             // What was dealt with above is to come again; what has a snapshot has it.
             self.done = self.done.min(tip.height.checked_sub(1));
         }

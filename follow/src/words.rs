@@ -38,6 +38,7 @@ pub(crate) fn sentence(event: &Event) -> String {
                  node to be started again"
             )
         }
+        Event::NoBlock => "the node knows no block yet".into(),
         Event::Reorganised { height, was, is } => format!(
             "the chain was reorganised: block {height}, of which there is a snapshot, was {was} and is {is} now"
         ),

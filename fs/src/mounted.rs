@@ -254,7 +254,7 @@ impl Mounted {
         let mut after = After { around: &**around, height, taken: false };
         let labels = around.before(height).map_err(NotCut::GivenUp)?;
         let mut options = options.clone();
-        options.labels.extend(labels);
+        options.note(labels);
         let cut = self.flush_and_cut(height, &options);
         after.taken = cut.is_ok();
         cut

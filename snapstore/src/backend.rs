@@ -286,6 +286,21 @@ pub struct SnapshotOptions {
     pub hold: bool,
 }
 
+impl SnapshotOptions {
+    /// So many labels at most.
+    pub const MOST_LABELS: usize = 64;
+
+    /// Adds what may be left out: labels over those of the same keys, and others as long as there is room. A snapshot must
+    /// not fail for them.
+    pub fn note(&mut self, labels: BTreeMap<String, String>) {
+        for (key, value) in labels {
+            if self.labels.len() < SnapshotOptions::MOST_LABELS || self.labels.contains_key(&key) {
+                self.labels.insert(key, value);
+            }
+        }
+    }
+}
+
 /// A snapshot as `tmfs list --json` shows it. Field names are part of the command line's contract.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct SnapshotInfo {

@@ -129,7 +129,7 @@ pub(crate) fn check_options(options: &SnapshotOptions) -> Result<()> {
             return bad("hash", "an even number of hexadecimal digits, at most 128");
         }
     }
-    if options.labels.len() > 64 {
+    if options.labels.len() > SnapshotOptions::MOST_LABELS {
         return bad("labels", "at most 64 of them");
     }
     for (key, value) in &options.labels {
@@ -141,4 +141,24 @@ pub(crate) fn check_options(options: &SnapshotOptions) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_beside_many_labels_fails_no_snapshot() {
+        let label = |key: &str| BTreeMap::from([(key.to_owned(), "x".to_owned())]);
+        let labels = (0..64).map(|key| (key.to_string(), String::new())).collect();
+        let mut options = SnapshotOptions { labels, ..SnapshotOptions::default() };
+        options.note(label("hook-failed"));
+        options.note(label("7"));
+        check_options(&options).unwrap();
+        assert_eq!((options.labels.get("hook-failed"), options.labels["7"].as_str()), (None, "x"));
+        options.labels.remove("0");
+        options.note(label("hook-failed"));
+        check_options(&options).unwrap();
+        assert_eq!(options.labels["hook-failed"], "x");
+    }
 }

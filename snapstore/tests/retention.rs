@@ -114,6 +114,38 @@ proptest! {
     }
 
     #[test]
+    fn a_height_past_a_multiple_is_as_good_as_the_multiple(
+        steps in prop::collection::vec((1u64..30, 0u64..1000, prop::bool::weighted(0.1)), 0..80),
+        interval in 1u64..12,
+        policy in policies(),
+    ) {
+        let policy = Policy { interval: NonZeroU64::new(interval), ..policy };
+        let (mut on, mut past, mut multiple) = (Vec::new(), Vec::new(), 0);
+        for (up, late, fixed) in steps {
+            multiple += up;
+            let second = 1_700_000_000 + 1000 * multiple as i64;
+            on.push(item(multiple * interval, second, fixed));
+            past.push(item(multiple * interval + late % interval, second, fixed));
+        }
+        let multiples = |plan: Plan| {
+            let gone: Vec<_> = plan.gone.iter().map(|(height, why)| (height.0 / interval, *why)).collect();
+            (gone, plan.spare.iter().map(|height| height.0 / interval).collect::<Vec<_>>())
+        };
+        prop_assert_eq!(multiples(plan(&past, &policy)), multiples(plan(&on, &policy)));
+    }
+
+    #[test]
+    fn the_first_at_or_after_each_multiple_is_kept(items in lists(), interval in 1u64..60) {
+        let policy = Policy { interval: NonZeroU64::new(interval), ..Policy::default() };
+        let kept = heights(&left(&items, &plan(&items, &policy)));
+        let newest = items.last().map_or(0, |item| item.height.0);
+        for multiple in (0..=newest).step_by(interval as usize) {
+            let first = items.iter().find(|item| item.height.0 >= multiple);
+            prop_assert!(first.is_none_or(|item| kept.contains(&item.height)), "{multiple}");
+        }
+    }
+
+    #[test]
     fn one_for_each_unit_that_there_is(items in lists(), count in 0u64..10) {
         let policy = Policy { keep_daily: Some(count), ..Policy::default() };
         let free: Vec<Item> = items.iter().map(|item| Item { fixed: false, ..*item }).collect();
@@ -146,6 +178,39 @@ proptest! {
 #[test]
 fn nothing_of_nothing() {
     assert_eq!(plan(&[], &policy(r#""capacity": 1"#)), Plan::default());
+}
+
+/// A chain so quick that the follower never sees a multiple: pruned after each snapshot.
+#[test]
+fn what_is_named_past_the_multiples_is_kept() {
+    for (text, expected) in [
+        (r#""interval": 10"#, 100),
+        (r#""interval": 10, "capacity": 20, "algorithm": "fade""#, 20),
+        (r#""interval": 10, "capacity": 5"#, 5),
+    ] {
+        let (policy, mut items) = (policy(text), Vec::new());
+        for snapshot in 0..100 {
+            items.push(item(1203 + 10 * snapshot, 12 * snapshot as i64, false));
+            items = left(&items, &plan(&items, &policy));
+            assert!(policy.capacity.is_none_or(|capacity| items.len() as u64 <= capacity.get()));
+        }
+        assert_eq!(items.len(), expected, "{text}");
+        assert_eq!(items.last().map(|item| item.height), Some(Height(2193)));
+    }
+}
+
+/// A single huge height costs at most the one place it takes.
+#[test]
+fn a_huge_height_prunes_no_genuine_ones() {
+    for (text, most) in [
+        (r#""interval": 10"#, 0),
+        (r#""interval": 10, "capacity": 20"#, 1),
+        (r#""interval": 10, "capacity": 20, "algorithm": "fade""#, 1),
+    ] {
+        let mut items: Vec<Item> = (0..20).map(|at| item(1203 + 10 * at, 12 * at as i64, false)).collect();
+        items.push(item(u64::MAX - 5, 240, false));
+        assert_eq!(plan(&items, &policy(text)).gone.len(), most, "{text}");
+    }
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub struct Args {
     config: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Following a height")]
     follow: FollowArgs,
-    /// Keep multiples of N
+    /// Keep multiples of N; where one was passed, the first height after it
     #[arg(long, value_name = "N", help_heading = "Retention")]
     keep_interval: Option<NonZeroU64>,
     #[command(flatten, next_help_heading = "Retention")]
@@ -81,10 +81,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let retention = args.policy.policy(args.keep_interval).or(std::mem::take(&mut file.retention));
     retention.check().map_err(usage)?;
     let store = args.store.as_deref().map(absolute_store).transpose()?.or(config.store);
+    let named = std::path::absolute(&args.dir).map_err(|error| usage(format!("DIR: {error}")))?;
+    let extras = Extras::new(args.follow, file, &named)?;
+    let asked = backends::Asked::new(args.backend.or(config.backend).unwrap_or(Backend::Auto), external)?;
+    // What was asked for makes sense: from here on something may change.
     store::put_back(&args.dir, store.as_deref())?;
     let data_dir = target::existing(&args.dir)?;
-    let extras = Extras::new(args.follow, file, &data_dir)?;
-    let asked = backends::Asked::new(args.backend.or(config.backend).unwrap_or(Backend::Auto), external)?;
     let located = adopt(&data_dir, store.as_deref(), asked)?;
     let plan = Plan {
         data_dir,
@@ -239,6 +241,32 @@ fn absolute_store(path: &Path) -> anyhow::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn options_are_looked_at_before_the_data_dir_is() {
+        let temp = tempfile::tempdir().unwrap();
+        let (dir, file) = (temp.path().join("gone"), temp.path().join("tmfs.toml"));
+        std::fs::write(&file, "[follow]\nsource = 'evm:'\npoll-min = '1h'").unwrap();
+        let mount = |options: &[&str]| {
+            let line = [&["mount", dir.to_str().unwrap()], options].concat();
+            kind(&run(<Line as clap::Parser>::try_parse_from(line).unwrap().args).unwrap_err())
+        };
+        for wrong in [
+            &["--interval", "5"][..],
+            &["--height", "time"],
+            &["--config", file.to_str().unwrap()],
+            &["--backend", "external"],
+        ] {
+            assert_eq!(mount(wrong), FailureKind::Usage, "{wrong:?}");
+        }
+        assert_eq!(mount(&["--follow", "evm:"]), FailureKind::Failed, "no such directory");
+    }
 
     fn user(pid: u32, path: &str, writable: bool) -> OpenFile {
         OpenFile { pid, process: "geth".into(), path: path.into(), writable }

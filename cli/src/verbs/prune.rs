@@ -19,7 +19,7 @@ use crate::{config, format, output};
 /// then take from it. The newest height and held ones never go.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Keep multiples of N
+    /// Keep multiples of N; where one was passed, the first height after it
     #[arg(long, value_name = "N")]
     interval: Option<NonZeroU64>,
     #[command(flatten)]

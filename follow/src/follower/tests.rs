@@ -358,3 +358,23 @@ fn the_thread_pauses_goes_on_and_ends() {
     wait_for(&|| follower.following().problem.is_some_and(|problem| problem.contains("no height")));
     drop(follower);
 }
+
+#[test]
+fn a_node_that_knows_no_block_yet_is_catching_up() {
+    let mut bench = Bench::heights();
+    bench.through([1195, 1195, 1200]);
+    let syncing = |height| Ok(Tip { height, hash: None, syncing: true });
+    bench.node.is(syncing(0));
+    bench.step();
+    assert!(bench.work.following.syncing);
+    assert_eq!((bench.problem(), bench.work.following.height), ("", Some(Height(1200))));
+    bench.node.is(syncing(1150));
+    bench.step();
+    assert_eq!((bench.problem(), bench.work.following.height), ("", Some(Height(1150))));
+    bench.node.is(syncing(1210));
+    bench.step();
+    assert_eq!(bench.store.label(1210, "syncing").as_deref(), Some("yes"));
+    bench.through([1220]);
+    assert!(!bench.work.following.syncing);
+    assert_eq!((bench.store.heights(), bench.store.label(1220, "syncing")), (vec![1200, 1210, 1220], None));
+}

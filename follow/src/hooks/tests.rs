@@ -139,6 +139,71 @@ fn signals_reach_who_is_meant() {
 }
 
 #[test]
+fn a_name_is_compared_as_far_as_the_kernel_keeps_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let (name, told) = ("a-node-of-a-long-name", dir.join("told"));
+    std::os::unix::fs::symlink("/bin/sh", dir.join(name)).unwrap();
+    let script = "trap 'exit 0' USR1; echo $$ > told; while :; do sleep 0.02; done";
+    let mut child = Command::new(dir.join(name)).args(["-c", script]).current_dir(&dir).spawn().unwrap();
+    while std::fs::read_to_string(&told).unwrap_or_default().trim() != child.id().to_string() {
+        thread::sleep(Duration::from_millis(2));
+    }
+    let signal = |name: &str| {
+        let text = format!("before = [{{signal = 'USR1', process = '{name}'}}]");
+        hooks(&text).around(&dir).before(Height(1)).unwrap()
+    };
+    assert!(signal("a-node-of-a").contains_key(FAILED_LABEL), "another name");
+    assert_eq!(signal(name), BTreeMap::new());
+    assert!(child.wait().unwrap().success());
+}
+
+/// Whoever owns the file names only what he could send a signal himself.
+#[test]
+fn a_pid_file_is_its_owners_word() {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use std::os::unix::process::CommandExt;
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (node, file) = (54_321, dir.path().join("pid"));
+    let mut owned = Command::new("sleep").arg("600").uid(node).spawn().unwrap();
+    let mut roots = Command::new("sleep").arg("600").spawn().unwrap();
+    let hook = |path: &Path| {
+        let text = format!("before = [{{signal = 'CONT', pid-file = '{}'}}]", path.display());
+        hooks(&text)
+            .around(Path::new("/data"))
+            .before(Height(1))
+            .unwrap()
+            .remove(FAILED_LABEL)
+            .unwrap_or_default()
+    };
+    let names = |child: &std::process::Child, owner: u32, of_dir: u32| {
+        std::fs::write(&file, child.id().to_string()).unwrap();
+        chown(&file, Some(owner), None).unwrap();
+        chown(dir.path(), Some(of_dir), None).unwrap();
+        hook(&file)
+    };
+    assert_eq!(names(&owned, node, node), "");
+    assert_eq!(names(&owned, 0, 0), "", "root may name anybody's");
+    assert_eq!(names(&roots, 0, 0), "");
+    assert!(names(&roots, node, 0).contains("is not of user 54321"));
+    assert!(names(&roots, 0, node).contains("is not of user 54321"), "it can be put there");
+    assert!(names(&owned, node + 1, 0).contains("is not of user 54322"));
+    assert_eq!(names(&roots, 0, 0), "");
+    let link = dir.path().join("link");
+    symlink(&file, &link).unwrap();
+    assert!(hook(&link).contains("a symlink"));
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).unwrap();
+    assert!(hook(&file).contains("everybody may write it"));
+    for mut child in [owned, roots] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
 fn requests_are_made() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let place = listener.local_addr().unwrap();

@@ -73,6 +73,31 @@ fn multiples_are_taken_once() {
 }
 
 #[test]
+fn a_node_that_is_catching_up_did_not_go_back() {
+    let syncing = |height| Tip { syncing: true, ..tip(height) };
+    let mut machine = Machine::new(rules(10));
+    let nothing_yet = Verdict { events: vec![Event::NoBlock], ..Verdict::default() };
+    for kept in [kept(None), kept(1200)] {
+        assert_eq!(machine.observe(&syncing(0), &kept), nothing_yet);
+    }
+    assert_eq!(machine.seen(), None);
+    // Nor is what it told then a basis: the chain's own height is no jump from it.
+    for height in [2_000_000, 2_000_003] {
+        let verdict = machine.observe(&tip(height), &kept(None));
+        assert!(!verdict.events.iter().any(|event| matches!(event, Event::Refused { .. })), "{verdict:?}");
+    }
+    assert_eq!(machine.seen(), Some(2_000_003));
+    let verdict = machine.observe(&syncing(1_999_000), &kept(2_000_000));
+    assert!(verdict.believed && verdict.events.is_empty() && verdict.take.is_none(), "{verdict:?}");
+    // One that does not say so did go back.
+    let verdict = machine.observe(&tip(1_998_000), &kept(2_000_000));
+    assert!(
+        matches!(verdict.events[..], [Event::WentBack { from: 1_999_000, to: 1_998_000, .. }]),
+        "{verdict:?}"
+    );
+}
+
+#[test]
 fn what_was_passed_is_skipped_and_the_name_is_the_height_that_was_told() {
     let mut run = Run::new(10, Some(1190));
     run.tell([1191, 1213, 1219, 1221, 1240]);

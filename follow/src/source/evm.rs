@@ -13,6 +13,16 @@ impl Evm {
         let block = self.0.call("2.0", "", "eth_getBlockByNumber", json!([which, false]))?;
         Ok(Some(block).filter(|block| !block.is_null()))
     }
+
+    /// Whether the node says that it is catching up: then it answers with how far it is, else `false`. One that does not
+    /// know the question, or a proxy that does not let it pass, is believed all the same.
+    fn is_syncing(&self) -> Result<bool, Problem> {
+        match self.0.call("2.0", "", "eth_syncing", json!([])) {
+            Ok(answer) => Ok(matches!(answer, Value::Object(_) | Value::Bool(true))),
+            Err(Problem::Rpc { .. } | Problem::Status { .. }) => Ok(false),
+            Err(problem) => Err(problem),
+        }
+    }
 }
 
 impl Source for Evm {
@@ -20,7 +30,9 @@ impl Source for Evm {
         let number = self.0.call("2.0", "", "eth_blockNumber", json!([]))?;
         let height =
             hex_number(Some(&number)).ok_or_else(|| self.0.garbage("eth_blockNumber is no number"))?;
-        Ok(Tip { height, ..Tip::default() })
+        // Before it has found others, a node that has everything yet to fetch does not say so, but is at 0.
+        let syncing = height == 0 || self.is_syncing()?;
+        Ok(Tip { height, hash: None, syncing })
     }
 
     fn hash(&mut self, height: u64) -> Result<Option<String>, Problem> {

@@ -152,6 +152,7 @@ fn evm() {
         _ => Err((-32601, "the method does not exist/is not available")),
     });
     let mut source = server.source("evm");
+    // This one does not know `eth_syncing`.
     assert_eq!(source.tip().unwrap(), Tip { height: 1207, hash: None, syncing: false });
     assert_eq!(source.hash(1207).unwrap(), Some(hash(1207)));
     assert_eq!(source.hash(9999).unwrap(), None);
@@ -160,6 +161,24 @@ fn evm() {
     let first = &server.asked()[0];
     assert_eq!(first.line, "POST / HTTP/1.1");
     assert_eq!(first.body, json!({"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber", "params": []}));
+}
+
+#[test]
+fn an_evm_node_that_is_catching_up() {
+    for (height, answer, syncing) in [
+        ("0x4b7", json!({"startingBlock": "0x0", "currentBlock": "0x4b7", "highestBlock": "0x186a0"}), true),
+        ("0x4b7", json!(false), false),
+        ("0x4b7", Value::Null, false),
+        ("0x0", json!(false), true),
+    ] {
+        let told = answer.clone();
+        let server = Server::rpc(move |method, _| match method {
+            "eth_blockNumber" => Ok(json!(height)),
+            "eth_syncing" => Ok(told.clone()),
+            _ => Err((-32601, "no such method")),
+        });
+        assert_eq!(server.source("evm").tip().unwrap().syncing, syncing, "{height} {answer}");
+    }
 }
 
 #[test]

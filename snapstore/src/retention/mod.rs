@@ -13,6 +13,7 @@
 //! 3. No place is left empty: where a limit took something, `capacity` heights are left.
 //! 4. What the union of rules keeps is the union of what each keeps.
 //! 5. The decision depends on nothing but the list, and pruning what was just pruned takes nothing.
+//! 6. A multiple of the interval that was passed is no loss: the first height after it is treated as the multiple itself.
 
 use std::num::NonZeroU64;
 
@@ -28,7 +29,7 @@ pub use units::{Bytes, Free, Unit, Within};
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Policy {
-    /// Keeps the heights that are multiples of it; also the grid of [`Algorithm::Fade`].
+    /// Keeps the first height at or after each multiple of it; also the grid of [`Algorithm::Fade`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval: Option<NonZeroU64>,
     /// At most so many heights.

@@ -118,9 +118,13 @@ fn rules(items: &[Item], policy: &Policy) -> Option<BTreeSet<Height>> {
     }
     let mut kept = BTreeSet::new();
     if let Some(interval) = policy.interval {
-        kept.extend(
-            items.iter().map(|item| item.height).filter(|height| height.0.is_multiple_of(interval.get())),
-        );
+        // What was told of a height may have passed the multiple: then the next one stands for it.
+        let mut multiple = None;
+        for item in items {
+            if multiple.replace(item.height.0 / interval) != Some(item.height.0 / interval) {
+                kept.insert(item.height);
+            }
+        }
     }
     let last = policy.keep_last.unwrap_or(0).min(items.len() as u64) as usize;
     kept.extend(items[items.len() - last..].iter().map(|item| item.height));

@@ -65,6 +65,7 @@ impl FakeNode {
         }
         let result = match (request["method"].as_str()?, request["params"][0].as_str()) {
             ("eth_blockNumber", _) => json!(format!("{:#x}", chain.height)),
+            ("eth_syncing", _) => json!(false),
             ("eth_getBlockByNumber", Some(number)) => {
                 match u64::from_str_radix(number.trim_start_matches("0x"), 16) {
                     Ok(height) if height <= chain.height => {

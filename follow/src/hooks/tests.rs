@@ -168,8 +168,8 @@ fn a_pid_file_is_its_owners_word() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (node, file) = (54_321, dir.path().join("pid"));
-    let mut owned = Command::new("sleep").arg("600").uid(node).spawn().unwrap();
-    let mut roots = Command::new("sleep").arg("600").spawn().unwrap();
+    let owned = Command::new("sleep").arg("600").uid(node).spawn().unwrap();
+    let roots = Command::new("sleep").arg("600").spawn().unwrap();
     let hook = |path: &Path| {
         let text = format!("before = [{{signal = 'CONT', pid-file = '{}'}}]", path.display());
         hooks(&text)

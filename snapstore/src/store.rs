@@ -79,7 +79,7 @@ pub fn adopt(
     let data_dir = place::canonical(data_dir)?;
     loop {
         if let Some(located) = locate::find(&data_dir, store)? {
-            return confirm(located, choice, progress);
+            return confirm(located, store, choice, progress);
         }
         let leftover = locate::unfinished(&data_dir, store)?;
         let begun = leftover.as_deref().map(frame::under_way).transpose()?.flatten();
@@ -107,8 +107,13 @@ pub fn adopt(
     }
 }
 
-/// A store that is complete.
-fn confirm(located: Located, choice: Option<&Choice>, progress: &dyn Progress) -> Result<Located> {
+/// A store that is complete, found where `store` says, if it does.
+fn confirm(
+    located: Located,
+    store: Option<&Path>,
+    choice: Option<&Choice>,
+    progress: &dyn Progress,
+) -> Result<Located> {
     let found = kind(&located.store)?;
     if let Some(wanted) = choice.map(Choice::kind)
         && wanted != found
@@ -116,7 +121,7 @@ fn confirm(located: Located, choice: Option<&Choice>, progress: &dyn Progress) -
         return Err(Error::OtherBackend { store: located.store, found, wanted });
     }
     match (found, choice) {
-        (BackendKind::Chunk, _) => return chunk::adopt(&located.data_dir, Some(&located.store), progress),
+        (BackendKind::Chunk, _) => return chunk::adopt(&located.data_dir, store, progress),
         (BackendKind::External, Some(Choice::External(config))) => external::replace(&located, config)?,
         (BackendKind::External, _) => external::confirm(&located)?,
         (BackendKind::Btrfs | BackendKind::Zfs, _) => chunk::adopt::confirm(&located)?,

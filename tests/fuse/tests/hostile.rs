@@ -405,13 +405,13 @@ fn a_store_of_a_newer_format_is_refused_and_left_alone() {
     let format = mount.store.join("FORMAT");
     let old = fs::read_to_string(&format).unwrap();
     assert!(old.starts_with("tmfs store\nformat 2\n"), "{old}");
-    fs::write(&format, old.replace("format 2\n", "format 3\nwhat: nobody knows yet\n")).unwrap();
+    fs::write(&format, old.replace("format 2\n", "format 4\nwhat: nobody knows yet\n")).unwrap();
     let before = Tree::read(&mount.store);
     let eject = || program::run(Command::new(program::tmfs()).arg("eject").arg(&mount.dir).arg("--yes"));
     let verbs = [&["list"][..], &["status"], &["rollback", "1"], &["delete", "1"], &["snapshot", "2"]];
     for outcome in verbs.into_iter().map(|verb| mount.tmfs(verb)).chain([mount.try_mount(), eject()]) {
         let outcome = outcome.fails(1);
-        let words = "written by a newer tmfs (format 3, this one knows up to 2); use that version";
+        let words = "written by a newer tmfs (format 4, this one knows up to 3); use that version";
         assert!(outcome.stderr.contains(words), "{outcome}");
     }
     Tree::read(&mount.store).assert_same(&before, With::ALL, "the newer store");

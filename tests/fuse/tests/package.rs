@@ -116,6 +116,7 @@ fn both_packages_hold_what_is_listed_and_are_the_same_each_time() {
     program::must("tar", &["-xf".as_ref(), tarball.as_os_str(), "-C".as_ref(), tree.as_os_str()]);
     let top = fs::read_dir(&tree).unwrap().next().unwrap().unwrap().path();
     let wanted = TARBALL.iter().map(|&file| file.to_owned()).chain(["tmfs@.service".to_owned()]);
+    let wanted = wanted.chain(documents().into_iter().map(|name| format!("docs/{name}")));
     let wanted: BTreeSet<String> =
         wanted.chain(pages().into_iter().map(|page| format!("man/{page}"))).collect();
     assert_eq!(files(&top), wanted);

@@ -100,3 +100,24 @@ proptest! {
         runner.finish();
     }
 }
+
+/// What had only been reserved was taken for data by one of the two counts: the other had dropped the kernel's pages.
+#[test]
+fn regression_reserved_space_in_the_way_of_counting() {
+    let raws = [
+        [0, 0, 0, 516, 0],
+        [146, 0, 42944, 0, 0],
+        [399, 0, 13313, 34501, 0],
+        [146, 0, 6810, 8192, 0],
+        [550, 0, 385, 0, 0],
+        [550, 1990, 1, 0, 0],
+        [669, 24829, 0, 0, 0],
+        [306, 0, 6312, 2, 0],
+        [669, 0, 0, 0, 0],
+    ];
+    let mut runner = Runner::new(false);
+    for op in raws.map(Op::from) {
+        runner.apply(&op);
+    }
+    runner.finish();
+}

@@ -15,8 +15,10 @@ impl Runner {
     ) -> DeleteReport {
         self.drop_views();
         self.store.settle().expect("settle");
-        let before = self.place.layer_bytes();
         let waiting = self.waiting_bytes();
+        // After that, which copies the layers: space that is only reserved looks like data, to the store too, as long as
+        // the kernel keeps pages of it.
+        let before = self.place.layer_bytes();
         let dry = delete(self, true).expect("dry run");
         let real = delete(self, false).expect("delete");
         assert_eq!(dry, real, "a dry run says what is done");

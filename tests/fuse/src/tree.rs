@@ -194,7 +194,13 @@ fn read_node(full: &Path, path: &Path, seen: &mut BTreeMap<(u64, u64), PathBuf>)
         assert_eq!(bytes.len() as u64, data.size(), "bytes read against st_size of {}", full.display());
     }
     let mut xattrs = BTreeMap::new();
-    for name in xattr::list(full).unwrap_or_else(|error| fail("listxattr", &error)) {
+    let names = match xattr::list(full) {
+        Ok(names) => names.collect(),
+        // A plain directory on a file system that has none, such as zfs-fuse.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Vec::new(),
+        Err(error) => fail("listxattr", &error),
+    };
+    for name in names {
         let value = xattr::get(full, &name).unwrap_or_else(|error| fail("getxattr", &error));
         xattrs.insert(
             name.as_bytes().to_vec(),

@@ -4,7 +4,7 @@
 use tmfs_tests::place::Place;
 use tmfs_tests::rng::seeds;
 use tmfs_tests::scenario::Scenario;
-use tmfs_tests::{by_ring, in_native_places};
+use tmfs_tests::{by_ring, in_native_places, skip};
 
 in_native_places!(mount_plain_directory_and_model_agree);
 
@@ -37,8 +37,16 @@ fn mount_plain_directory_and_model_agree_4() {
 }
 
 fn mount_plain_directory_and_model_agree(place: Place) {
+    // What they have not is a part of what is compared at each step; tests/backends.rs leaves it out.
+    let lacks = match place {
+        Place::Zfs => Some("zfs-fuse punches no holes"),
+        Place::External => Some("the script's copies keep no ctime"),
+        Place::Chunk | Place::Btrfs => None,
+    };
+    if let Some(reason) = lacks {
+        return skip::note("random operations", reason);
+    }
     for seed in seeds(5000, by_ring(1, 10)) {
-        // Copies of everything make the external backend's snapshots slow.
         Scenario::on(seed, place.empty()).run(by_ring(200, 1500));
     }
 }

@@ -404,7 +404,8 @@ impl Takeover for ZfsTakeover {
     fn give_back(&self, site: &Site, live: HeadId, _progress: &dyn Progress) -> Result<()> {
         let pool = self.pool(site)?;
         let family: Family = pool.family()?;
-        if family.heads.contains_key(&live) {
+        let is_head = family.heads.contains_key(&live);
+        if is_head {
             views::clean(&pool)?;
             heads::promote(&pool, live)?;
             if !self.is_back(&pool, site)? {
@@ -415,7 +416,13 @@ impl Takeover for ZfsTakeover {
             self.show_again(&entries, &pool.config.dataset, &site.data_dir)?;
             mounts::open_root(&site.data_dir, &pool.config.dataset)?;
             self.delete_all_but(&pool, live)?;
-            let entries = self.adopted(&pool.config)?.unwrap_or_default();
+        }
+        // Also where an earlier try has taken off that it is a head, and was stopped before the last one: the dataset
+        // would belong to this store for ever.
+        let entries = self.adopted(&pool.config)?.unwrap_or_default();
+        let ours =
+            |root: &Entry| root.own(STORE) == Some(&pool.config.id) && (is_head || root.own(HEAD).is_none());
+        if entries.first().is_some_and(ours) {
             self.take_marks_off(&entries, &pool.config.dataset)?;
         }
         // Whoever removes the store next must not do so while its data is not to be seen.

@@ -20,8 +20,13 @@ struct Machine {
 }
 
 /// What the scripts begin with: `$1` is the fstab, `$2` the helpers.
-const ENTER: &str =
-    "set -e; mount --bind \"$1\" /etc/fstab; mount --bind \"$2\" \"$(realpath /sbin)\"; cd \"$3\"\n";
+///
+/// The namespace starts with copies of all mounts of the machine, those of the tests beside this one among them.
+/// They go first, without a helper (which would speak to their daemons), so that `umount -a` means ours alone.
+const ENTER: &str = "set -e
+findmnt -rno TARGET -t fuse.tmfs | tac | while read -r other; do umount -i -l \"$other\" || true; done
+mount --bind \"$1\" /etc/fstab; mount --bind \"$2\" \"$(realpath /sbin)\"; cd \"$3\"
+";
 
 impl Machine {
     /// `line` is the line of fstab, in which `DIR` and `WORK` stand for the paths. `None` without root.
@@ -86,8 +91,17 @@ fn a_line_of_fstab_mounts_and_umount_leaves_everything_durable() {
 #[test]
 fn everything_in_fstab_is_mounted_once() {
     let Some(machine) = Machine::new("tmfs DIR tmfs store=WORK/store 0 0") else { return };
-    let printed = machine.sh("mount -a\nmount -a\ncat \"$DIR/file\"\nfindmnt -no TARGET \"$DIR\" | wc -l\numount -a -t fuse.tmfs\nfindmnt \"$DIR\" || echo unmounted");
+    // A mount that another program uses beside it, as the other tests have them: it stays.
+    let beside = Mount::empty();
+    let _in_use = fs::File::create(beside.live("in use")).unwrap();
+    let printed = machine.sh("mount -a\n\
+         mount -a\n\
+         cat \"$DIR/file\"\n\
+         findmnt -no TARGET \"$DIR\" | wc -l\n\
+         umount -a -t fuse.tmfs\n\
+         findmnt \"$DIR\" || echo unmounted");
     assert_eq!(printed, "content1\nunmounted\n");
+    assert!(beside.live("in use").exists());
 }
 
 #[test]

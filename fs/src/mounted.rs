@@ -375,6 +375,24 @@ impl Mounted {
         }
     }
 
+    /// Has the kernel drop the names of heights that are gone, or mean another epoch than when it asked for them.
+    ///
+    /// Whoever asks for one holds the lock of `@height` in the kernel until the name is in its cache; this waits for
+    /// it. So no answer from before the change is kept after this. The verb lock must not be held: `mkdir` in `@height`
+    /// waits for it with that lock held.
+    pub(crate) fn drop_gone_heights(&self) {
+        let Some(kernel) = self.kernel() else { return };
+        for (epoch, name) in self.tree.views.names() {
+            let Some(height) = height_of(&name) else { continue };
+            if self.backend.find(HeightQuery::Exact(height)).is_ok_and(|found| found.epoch == epoch) {
+                continue;
+            }
+            if let Err(error) = kernel.forget_name(Virtual::Heights.id(), &name) {
+                tracing::debug!(%height, %error, "the kernel keeps the name of a height for a moment");
+            }
+        }
+    }
+
     /// Has the kernel drop the root's attributes.
     pub(crate) fn drop_root(&self, kernel: &dyn Kernel) {
         if let Err(error) = kernel.forget_content(NodeId::ROOT) {

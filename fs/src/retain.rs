@@ -77,7 +77,9 @@ impl Mounted {
     /// The verb `prune`: by a policy that is given, else by the mount's.
     pub(crate) fn prune(&self, policy: Option<&Policy>, dry_run: bool) -> Result<Reply, Failure> {
         let policy = policy.cloned().or_else(|| self.retaining.policy()).ok_or_else(verbs::no_policy)?;
-        let report = prune(&*self.backend, &policy, dry_run, &self.verb)?;
+        let report = prune(&*self.backend, &policy, dry_run, &self.verb);
+        self.drop_gone_heights();
+        let report = report?;
         if !dry_run {
             tell(&report);
         }
@@ -109,7 +111,9 @@ impl Mounted {
     }
 
     fn keep(&self, policy: &Policy) {
-        let mut failed = match prune(&*self.backend, policy, false, &self.verb) {
+        let report = prune(&*self.backend, policy, false, &self.verb);
+        self.drop_gone_heights();
+        let mut failed = match report {
             Ok(report) => {
                 tell(&report);
                 (!report.unmet.is_empty()).then(|| report.unmet.join("; "))

@@ -25,20 +25,18 @@ impl Verbs for Mounted {
                 }
                 Ok(Reply::Snapshot(verbs::durable(&*self.backend, taken)?))
             }
-            Request::Rollback { to, preserve, only, force, dry_run } => {
-                let _one = self.verb.lock();
+            Request::Rollback { to, preserve, only, force, dry_run } => self.changing_heights(|| {
                 // Patterns mean what is there at the moment of the switch.
                 let rollback =
                     |dry_run| self.backend.rollback(*to, &self.preserved(preserve, *only)?, dry_run);
                 // Tried dry first: what cannot be done must fail before anything is refused, flushed or cut off.
                 self.switched(rollback(true)?, *force, *dry_run, || rollback(false))
-            }
-            Request::UndoRollback { only, force, dry_run } => {
-                let _one = self.verb.lock();
+            }),
+            Request::UndoRollback { only, force, dry_run } => self.changing_heights(|| {
                 let undo =
                     |dry_run| self.backend.undo_rollback_preserving(&self.preserved(&[], *only)?, dry_run);
                 self.switched(undo(true)?, *force, *dry_run, || undo(false))
-            }
+            }),
             Request::Unmount => self.unmount().map(|()| Reply::Done),
             Request::Diff { a, b, .. } => {
                 if [a, b].contains(&&Side::Live) {
@@ -46,10 +44,7 @@ impl Verbs for Mounted {
                 }
                 self.of_the_store(&request)
             }
-            Request::Delete { .. } => {
-                let _one = self.verb.lock();
-                self.of_the_store(&request)
-            }
+            Request::Delete { .. } => self.changing_heights(|| self.of_the_store(&request)),
             // Takes the lock itself, for the deletion only.
             Request::Prune { policy, dry_run } => self.prune(policy.as_ref(), *dry_run),
             Request::List
@@ -63,6 +58,16 @@ impl Verbs for Mounted {
 }
 
 impl Mounted {
+    /// Runs what takes heights away or gives them another meaning: one such at a time, and then the kernel forgets
+    /// them, however far it came.
+    fn changing_heights(&self, verb: impl FnOnce() -> Result<Reply, Failure>) -> Result<Reply, Failure> {
+        let one = self.verb.lock();
+        let reply = verb();
+        drop(one);
+        self.drop_gone_heights();
+        reply
+    }
+
     fn of_the_store(&self, request: &Request) -> Result<Reply, Failure> {
         verbs::answer(&*self.backend, request, &Silent)
             .unwrap_or_else(|| Err(crate::mounted::failed("this command is not known to the mount")))

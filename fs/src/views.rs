@@ -90,6 +90,11 @@ impl Views {
         self.table.read().by_tag.get(&tag).cloned()
     }
 
+    /// By which names the kernel was led to which epochs. It may have forgotten some of them since.
+    pub fn names(&self) -> Vec<(EpochId, OsString)> {
+        self.table.read().by_name.keys().cloned().collect()
+    }
+
     /// Counts a reference that the kernel is being given.
     pub fn refer(&self, node: &ViewNode) {
         let _held = self.table.read();

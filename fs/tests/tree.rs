@@ -6,6 +6,7 @@ mod mem;
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mem::Mem;
 use snapstore::backend::{Backend, HeightQuery, Open, RenameMode, SnapshotOptions};
@@ -98,7 +99,12 @@ fn one_epoch_under_two_names_is_two_directories() {
         assert!(!ids[..n].contains(id), "{ids:?}");
     }
     assert_eq!(walk(&tree, "@height/5").unwrap().id, ids[0], "one name stays one directory");
-    assert!(walk(&tree, "@height/5").unwrap().entry_ttl.is_zero());
+    let kept = |path| walk(&tree, path).unwrap().entry_ttl;
+    assert_eq!(kept("@height/5"), Duration::from_secs(1));
+    for moving in ["@height/latest", "@height/~7", "@time/2999-01-01"] {
+        assert!(kept(moving).is_zero(), "{moving} means something else after a snapshot");
+    }
+    assert!(walk(&tree, "@height/6").is_err(), "and what is not there is not remembered");
 }
 
 #[test]

@@ -50,7 +50,8 @@ use crate::views::{ViewNode, Views};
 /// How long the kernel may keep what only a request of its own, or a switch that tells it, can change.
 pub const LONG: Duration = Duration::from_secs(24 * 3600);
 
-/// How long it may keep the attributes of the virtual directories, which follow the live root's owner.
+/// How long it may keep the attributes of the virtual directories, which follow the live root's owner, and the name of
+/// a height.
 pub const SHORT: Duration = Duration::from_secs(1);
 
 /// Who asks.

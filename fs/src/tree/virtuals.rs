@@ -1,7 +1,9 @@
 //! `@height`, `@time` and `@ino`: directories that are in no tree.
 //!
-//! Nothing here is cached by name. A snapshot that another program takes or deletes shows at once; `latest`, `~n` and
-//! times mean something else after each snapshot. What they lead to, the nodes inside a view, is cached for good.
+//! What is not there is never cached, so a new snapshot shows at once. A height's own name is kept for a moment, so that
+//! who walks a view by whole paths does not ask for it with each; the kernel is told when it goes or means another epoch
+//! (`Mounted::drop_gone_heights`). `latest`, `~n` and times mean something else after each snapshot: they are not kept.
+//! What they lead to, the nodes inside a view, is cached for good.
 //!
 //! Should the adopted data hold a file of one of these names in its root, the virtual directory hides it.
 
@@ -105,12 +107,15 @@ impl Entered<'_> {
         name: &OsStr,
     ) -> Result<Found> {
         match directory {
-            Virtual::Heights => self.view_entry(self.view_by_height(name)?, name.to_owned()),
+            Virtual::Heights => {
+                let ttl = if height_of(name).is_some() { SHORT } else { Duration::ZERO };
+                self.view_entry(self.view_by_height(name)?, name.to_owned(), ttl)
+            }
             Virtual::Times => {
                 let view = self.tree.backend.view_at(time_of(name).ok_or(Errno(libc::ENOENT))?)?;
                 let mut key = OsString::from("@time/");
                 key.push(name);
-                self.view_entry(view, key)
+                self.view_entry(view, key, Duration::ZERO)
             }
             Virtual::Inodes if self.is_flusher(caller) => self.lookup_inode(name),
             Virtual::Inodes => Err(Errno(libc::ENOENT)),
@@ -129,11 +134,11 @@ impl Entered<'_> {
         Ok(self.tree.backend.view(query)?)
     }
 
-    fn view_entry(&self, view: View, name: OsString) -> Result<Found> {
+    fn view_entry(&self, view: View, name: OsString, entry_ttl: Duration) -> Result<Found> {
         let attr = view.tree.get_attr(Ino::ROOT)?;
         let view = self.tree.views.enter(view, name);
         let id = view.node(Ino::ROOT);
-        Ok(Found::Entry(Entry { id, attr, generation: 0, entry_ttl: Duration::ZERO, attr_ttl: LONG }))
+        Ok(Found::Entry(Entry { id, attr, generation: 0, entry_ttl, attr_ttl: LONG }))
     }
 
     /// A node by number, for a thread of ours: a live one is flushed by it; one of a head that was left gets a

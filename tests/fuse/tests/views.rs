@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tmfs_tests::mount::Mount;
 use tmfs_tests::program;
@@ -210,6 +211,62 @@ fn history_is_hidden_from_listings_but_found_by_name() {
     let shown = Mount::with_options(&["--show-heights"], |_| {});
     let names: Vec<_> = fs::read_dir(&shown.dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.contains(&"@height".into()), "{names:?}");
+}
+
+/// The kernel keeps a height's name for a moment, and is told when it goes: whoever reads it all the time, or stands in
+/// it, never comes by it to what is gone.
+#[test]
+fn a_height_that_goes_is_gone_for_those_who_read_it_all_the_time() {
+    const ROUNDS: u64 = 24;
+    let mount = Mount::empty();
+    mount.snapshot(0);
+    let file = mount.view(5).join("file");
+    let (first, reads, stale) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    // Judged at the end: the readers wait for the last round.
+    let mut gone = Vec::new();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                loop {
+                    let least = first.load(Ordering::SeqCst);
+                    if least == ROUNDS {
+                        return;
+                    }
+                    if let Ok(text) = fs::read_to_string(&file) {
+                        let round: u64 = text.parse().unwrap();
+                        stale.fetch_add(u64::from(round < least), Ordering::SeqCst);
+                        reads.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+        for round in 0..ROUNDS {
+            fs::write(mount.live("file"), round.to_string()).unwrap();
+            mount.snapshot(5);
+            let stands = File::open(mount.view(5)).unwrap();
+            let before = reads.load(Ordering::SeqCst);
+            while reads.load(Ordering::SeqCst) < before + 10 {
+                std::thread::yield_now();
+            }
+            match round % 4 {
+                0 => drop(mount.ok(&["delete", "5"])),
+                1 => fs::remove_dir(mount.view(5)).unwrap(),
+                2 => mount.rollback(0),
+                _ => {
+                    mount.snapshot(10);
+                    mount.ok(&["prune", "--interval", "10"]);
+                }
+            }
+            first.store(round + 1, Ordering::SeqCst);
+            gone.push(!file.exists());
+            if round % 4 == 3 {
+                mount.ok(&["delete", "10"]);
+            }
+            drop(stands);
+        }
+    });
+    assert_eq!(stale.load(Ordering::SeqCst), 0, "reads that found what was gone before they began");
+    assert_eq!(gone, vec![true; ROUNDS as usize]);
 }
 
 #[test]

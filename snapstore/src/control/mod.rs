@@ -147,6 +147,15 @@ pub enum Reply {
     Done,
 }
 
+/// How long cuts held programs back, in microseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pauses {
+    /// The newest.
+    pub newest_us: u64,
+    /// The longest since the mount.
+    pub longest_us: u64,
+}
+
 /// What `tmfs status --json` shows. Field names are part of the command line's contract.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -192,6 +201,9 @@ pub struct Status {
     /// The retention policy in words, when mounted with one.
     #[serde(default)]
     pub retention: Option<String>,
+    /// How long snapshots kept programs waiting; `None` before the first since the mount.
+    #[serde(default)]
+    pub pauses: Option<Pauses>,
     /// Open file handles, when mounted.
     pub open_files: u64,
     /// Of those, open for writing.

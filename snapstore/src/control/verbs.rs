@@ -66,6 +66,7 @@ pub fn status_base(backend: &dyn Backend, located: &Located) -> Result<Status> {
         following: None,
         preserve: Vec::new(),
         retention: None,
+        pauses: None,
         open_files: 0,
         open_for_writing: 0,
         requests: Default::default(),

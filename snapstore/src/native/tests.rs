@@ -3,39 +3,90 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::backend::NativeStore;
+use super::btrfs::volume::Volume;
+use super::btrfs::{self, BtrfsEngine};
 use super::catalog::{self, Catalog, CatalogFile, Kept as _};
+use super::engine::Engine;
 use super::recover;
 use super::site::Site;
 use super::takeover::FIRST_HEAD;
-use super::twin::{Power, Twin, TwinFile};
+use super::twin::{Power, Stopped, Twin, TwinFile};
 use crate::backend::*;
 use crate::chunk::adopt::place::open_dir;
 use crate::chunk::{OpenOptions, Recovery};
 use crate::error::{Error, Result};
 use crate::types::{FileKind, Height, Ino};
 
+/// What the engine is.
+#[derive(Clone)]
+enum Below {
+    /// The twin, over plain copies.
+    Copies { keeps_heads: bool },
+    /// The real one.
+    Btrfs(Arc<Volume>),
+}
+
+impl Below {
+    fn keeps_heads(&self) -> bool {
+        match self {
+            Below::Copies { keeps_heads } => *keeps_heads,
+            Below::Btrfs(_) => true,
+        }
+    }
+
+    fn dir(&self) -> tempfile::TempDir {
+        match self {
+            Below::Copies { .. } => tempfile::tempdir(),
+            Below::Btrfs(volume) => tempfile::tempdir_in(volume.root()),
+        }
+        .unwrap()
+    }
+}
+
+impl std::fmt::Display for Below {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Below::Copies { keeps_heads } => write!(f, "heads kept: {keeps_heads}"),
+            Below::Btrfs(_) => write!(f, "on Btrfs"),
+        }
+    }
+}
+
 struct Fixture {
     dir: tempfile::TempDir,
-    keeps_heads: bool,
+    below: Below,
 }
 
 impl Fixture {
-    fn new(keeps_heads: bool) -> Fixture {
-        let fixture = Fixture { dir: tempfile::tempdir().unwrap(), keeps_heads };
-        Twin::create(fixture.dir.path());
-        std::fs::create_dir(fixture.dir.path().join("store")).unwrap();
+    fn new(below: &Below) -> Fixture {
+        let fixture = Fixture { dir: below.dir(), below: below.clone() };
+        let store = fixture.dir.path().join("store");
+        std::fs::create_dir(&store).unwrap();
+        match below {
+            Below::Copies { .. } => Twin::create(fixture.dir.path()),
+            Below::Btrfs(_) => {
+                std::fs::create_dir(store.join(btrfs::HEADS)).unwrap();
+                let heads = open_dir(&store.join(btrfs::HEADS)).unwrap();
+                btrfs::sys::create(heads.as_fd(), FIRST_HEAD.0.to_string().as_ref()).unwrap();
+            }
+        }
         let bytes = Catalog::new(FIRST_HEAD).bytes().unwrap();
         CatalogFile(fixture.site()).replace(&bytes).unwrap();
         fixture
     }
 
-    /// Another one, with all that is in this one now.
-    fn copy(&self) -> Fixture {
-        let copy = Fixture { dir: tempfile::tempdir().unwrap(), keeps_heads: self.keeps_heads };
+    /// Another one, with all that is in this one now, which `before` has led to.
+    fn again(&self, before: &[Act]) -> Fixture {
+        if let Below::Btrfs(_) = self.below {
+            // Subvolumes cannot be copied whole.
+            return led_to(&self.below, before);
+        }
+        let copy = Fixture { dir: self.below.dir(), below: self.below.clone() };
         let mut from = self.dir.path().as_os_str().to_owned();
         from.push("/.");
         let done =
@@ -50,11 +101,19 @@ impl Fixture {
     }
 
     fn open(&self, power: Arc<Power>) -> Result<(Arc<NativeStore>, Recovery)> {
-        let engine =
-            Twin { base: self.dir.path().into(), keeps_heads: self.keeps_heads, power: power.clone() };
+        let engine: Box<dyn Engine> = match self.below {
+            Below::Copies { keeps_heads } => {
+                Box::new(Twin { base: self.dir.path().into(), keeps_heads, power: power.clone() })
+            }
+            Below::Btrfs(_) => {
+                let site = self.site();
+                let engine = BtrfsEngine::open(site.dir.as_fd(), &site.store).unwrap();
+                Box::new(Stopped { engine, power: power.clone() })
+            }
+        };
         let file = TwinFile { file: CatalogFile(self.site()), power };
         let catalog = catalog::read(&self.site())?;
-        let opened = recover::open(self.site(), Box::new(engine), Box::new(file), catalog)?;
+        let opened = recover::open(self.site(), engine, Box::new(file), catalog)?;
         NativeStore::start(opened, None, &OpenOptions { no_background: true })
     }
 
@@ -111,8 +170,8 @@ fn snap(store: &NativeStore, height: u64) {
 }
 
 /// Three heights; `keep` and `data` differ in each, and live.
-fn filled(keeps_heads: bool) -> Fixture {
-    let fixture = Fixture::new(keeps_heads);
+fn filled(below: &Below) -> Fixture {
+    let fixture = Fixture::new(below);
     let store = fixture.open_well();
     for height in 1..=3 {
         write(&store, "data", &format!("data of {height}"));
@@ -127,6 +186,15 @@ fn filled(keeps_heads: bool) -> Fixture {
 }
 
 type Act = fn(&NativeStore) -> Result<()>;
+
+/// The same after these.
+fn led_to(below: &Below, acts: &[Act]) -> Fixture {
+    let fixture = filled(below);
+    let store = fixture.open_well();
+    acts.iter().for_each(|act| act(&store).unwrap());
+    store.close().unwrap();
+    fixture
+}
 
 fn take(store: &NativeStore) -> Result<()> {
     let info = store.snapshot(Height(4), &SnapshotOptions::default())?;
@@ -171,39 +239,50 @@ const ACTS: [(&str, &[Act], Act); 8] = [
 fn stopped_at_every_step_it_is_as_before_or_as_wanted() {
     let mut stops = 0;
     for keeps_heads in [true, false] {
-        for (name, before, act) in ACTS {
-            let template = filled(keeps_heads);
-            let store = template.open_well();
-            before.iter().for_each(|act| act(&store).unwrap());
-            store.close().unwrap();
-            let prepared = || template.copy();
-            let wanted = {
-                let fixture = prepared();
-                let store = fixture.open_well();
-                act(&store).unwrap();
-                drop(store);
-                seen(&fixture.open_well())
-            };
-            let old = seen(&prepared().open_well());
-            for steps in 0.. {
-                let what = format!("{name}, heads kept: {keeps_heads}, stopped after {steps}");
-                let fixture = prepared();
-                let power = Power::after(None);
-                let (store, _) = fixture.open(power.clone()).unwrap();
-                power.cut_after(steps);
-                let done = act(&store);
-                if !*power.cut.lock() {
-                    done.unwrap();
-                    break;
-                }
-                stops += 1;
-                power.cut_after(0);
-                drop(store);
-                check(&fixture, steps, &what, &old, &wanted, done.is_ok());
-            }
-        }
+        stops += stop_everywhere(&Below::Copies { keeps_heads });
     }
     assert!(stops > 100, "only {stops} stops");
+}
+
+#[test]
+fn stopped_at_every_step_on_btrfs() {
+    let Some(volume) = Volume::new() else { return };
+    let stops = stop_everywhere(&Below::Btrfs(Arc::new(volume)));
+    assert!(stops > 50, "only {stops} stops");
+}
+
+/// Stops each act after each of its steps, and checks what is there then; gives back how often.
+fn stop_everywhere(below: &Below) -> usize {
+    let mut stops = 0;
+    for (name, before, act) in ACTS {
+        let template = led_to(below, before);
+        let prepared = || template.again(before);
+        let wanted = {
+            let fixture = prepared();
+            let store = fixture.open_well();
+            act(&store).unwrap();
+            drop(store);
+            seen(&fixture.open_well())
+        };
+        let old = seen(&prepared().open_well());
+        for steps in 0.. {
+            let what = format!("{name}, {below}, stopped after {steps}");
+            let fixture = prepared();
+            let power = Power::after(None);
+            let (store, _) = fixture.open(power.clone()).unwrap();
+            power.cut_after(steps);
+            let done = act(&store);
+            if !*power.cut.lock() {
+                done.unwrap();
+                break;
+            }
+            stops += 1;
+            power.cut_after(0);
+            drop(store);
+            check(&fixture, steps, &what, &old, &wanted, done.is_ok());
+        }
+    }
+    stops
 }
 
 /// Opens what a stop has left, which may itself be stopped, and compares.
@@ -222,13 +301,15 @@ fn check(fixture: &Fixture, steps: usize, what: &str, old: &Seen, wanted: &Seen,
     );
     store.settle().unwrap();
     assert_eq!(seen(&store), found, "{what}, settled");
-    assert_eq!(store.limits(), Vec::<String>::new(), "{what}");
+    // Without quotas Btrfs says that it knows no sizes.
+    let abilities = store.core.engine.abilities().limits;
+    assert_eq!(store.limits(), abilities, "{what}");
     // Nothing is left over, and nothing is missing.
     let catalog = store.core.catalog();
     let mut kept = store.core.engine.kept().unwrap();
     kept.epochs.sort_unstable();
     assert_eq!(kept.epochs, catalog.epochs.keys().copied().collect::<Vec<_>>(), "{what}");
-    if fixture.keeps_heads {
+    if fixture.below.keeps_heads() {
         kept.heads.sort_unstable();
         assert_eq!(kept.heads, catalog.heads.keys().copied().collect::<Vec<_>>(), "{what}");
     }
@@ -246,7 +327,7 @@ fn check(fixture: &Fixture, steps: usize, what: &str, old: &Seen, wanted: &Seen,
 
 #[test]
 fn what_the_catalog_does_not_know_is_left_alone_and_told_of() {
-    let fixture = filled(true);
+    let fixture = filled(&Below::Copies { keeps_heads: true });
     for stray in ["snaps/90", "heads/70"] {
         std::fs::create_dir(fixture.dir.path().join(stray)).unwrap();
     }
@@ -265,7 +346,7 @@ fn what_the_catalog_does_not_know_is_left_alone_and_told_of() {
 
 #[test]
 fn a_damaged_or_missing_catalog_is_an_error_and_changes_nothing() {
-    let fixture = filled(true);
+    let fixture = filled(&Below::Copies { keeps_heads: true });
     let path = fixture.site().path(catalog::NAME);
     let good = std::fs::read(&path).unwrap();
     for bad in [&good[..good.len() - 1], &b""[..], &[&good[..40], b"x", &good[41..]].concat()] {
@@ -279,7 +360,7 @@ fn a_damaged_or_missing_catalog_is_an_error_and_changes_nothing() {
 
 #[test]
 fn a_view_in_use_outlives_the_deletion_of_its_snapshot() {
-    let fixture = filled(true);
+    let fixture = filled(&Below::Copies { keeps_heads: true });
     let store = fixture.open_well();
     let view = store.view(HeightQuery::Exact(Height(2))).unwrap();
     let again = store.view(HeightQuery::Exact(Height(2))).unwrap();
@@ -302,7 +383,7 @@ fn a_view_in_use_outlives_the_deletion_of_its_snapshot() {
 #[test]
 fn preserved_paths_are_refused_or_carried_whole() {
     for keeps_heads in [true, false] {
-        let fixture = filled(keeps_heads);
+        let fixture = filled(&Below::Copies { keeps_heads });
         let base: &Path = fixture.dir.path();
         let store = fixture.open_well();
         let inner = base.join("heads/1/a/b");
@@ -346,7 +427,7 @@ fn a_deleted_snapshot_is_gone_in_every_branch_and_its_namesake_is_not() {
     let heights = |store: &NativeStore| store.heights().iter().map(|height| height.0).collect::<Vec<_>>();
     let exactly = |height| HeightQuery::Exact(Height(height));
     for keeps_heads in [true, false] {
-        let fixture = filled(keeps_heads);
+        let fixture = filled(&Below::Copies { keeps_heads });
         let store = fixture.open_well();
         store.rollback(exactly(2), &[], false).unwrap();
         store.delete(&[Height(2)], false).unwrap();
@@ -355,7 +436,7 @@ fn a_deleted_snapshot_is_gone_in_every_branch_and_its_namesake_is_not() {
         assert_eq!(heights(&store), [1, 3], "one snapshot, seen by both");
         store.close().unwrap();
 
-        let fixture = filled(keeps_heads);
+        let fixture = filled(&Below::Copies { keeps_heads });
         let store = fixture.open_well();
         store.rollback(exactly(1), &[], false).unwrap();
         snap(&store, 2);

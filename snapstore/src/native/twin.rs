@@ -1,4 +1,5 @@
-//! A twin of an engine, over plain copies, whose power can be cut at every step, and that of the catalog with it.
+//! A twin of an engine, over plain copies, whose power can be cut at every step, and that of the catalog with it; and a
+//! real engine under the same power.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::catalog::{CatalogFile, Kept as CatalogKept};
-use super::engine::{Abilities, Engine, Facts, HeadId, Kept, Space};
+use super::engine::{Abilities, Engine, Facts, HeadId, Kept, Space, Totals};
 use super::preserve;
 use crate::backend::BackendKind;
 use crate::chunk::adopt::place::open_dir;
@@ -196,5 +197,90 @@ impl Engine for Twin {
 
     fn space(&self, epochs: &[EpochId]) -> Result<Vec<Space>> {
         Ok(vec![Space::default(); epochs.len()])
+    }
+}
+
+/// An engine, each call of which is a step: its power can be cut before and after.
+pub(super) struct Stopped<E> {
+    pub engine: E,
+    pub power: Arc<Power>,
+}
+
+impl<E: Engine> Stopped<E> {
+    fn step<T>(&self, call: impl FnOnce(&E) -> Result<T>) -> Result<T> {
+        self.power.step()?;
+        let done = call(&self.engine)?;
+        self.power.step()?;
+        Ok(done)
+    }
+}
+
+impl<E: Engine> Engine for Stopped<E> {
+    fn kind(&self) -> BackendKind {
+        self.engine.kind()
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.engine.abilities()
+    }
+
+    fn kept(&self) -> Result<Kept> {
+        self.step(|engine| engine.kept())
+    }
+
+    fn open_head(&self, head: HeadId) -> Result<OwnedFd> {
+        self.engine.open_head(head)
+    }
+
+    fn snapshot(&self, head: HeadId, epoch: EpochId, facts: &Facts) -> Result<()> {
+        self.step(|engine| engine.snapshot(head, epoch, facts))
+    }
+
+    fn changed_since(&self, head: HeadId, epoch: EpochId) -> Result<bool> {
+        self.engine.changed_since(head, epoch)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.step(|engine| engine.sync())
+    }
+
+    fn open_view(&self, epoch: EpochId) -> Result<OwnedFd> {
+        self.engine.open_view(epoch)
+    }
+
+    fn close_view(&self, epoch: EpochId) -> Result<()> {
+        self.engine.close_view(epoch)
+    }
+
+    fn branch(&self, from: EpochId, new: HeadId) -> Result<()> {
+        self.step(|engine| engine.branch(from, new))
+    }
+
+    fn switch(&self, from: Option<EpochId>, new: HeadId) -> Result<()> {
+        self.step(|engine| engine.switch(from, new))
+    }
+
+    fn delete_snapshot(&self, epoch: EpochId) -> Result<()> {
+        self.step(|engine| engine.delete_snapshot(epoch))
+    }
+
+    fn delete_head(&self, head: HeadId) -> Result<()> {
+        self.step(|engine| engine.delete_head(head))
+    }
+
+    fn space(&self, epochs: &[EpochId]) -> Result<Vec<Space>> {
+        self.engine.space(epochs)
+    }
+
+    fn totals(&self, live: HeadId) -> Result<Totals> {
+        self.engine.totals(live)
+    }
+
+    fn whole_when_kept(&self) -> bool {
+        self.engine.whole_when_kept()
+    }
+
+    fn close(&self) -> Result<()> {
+        self.step(|engine| engine.close())
     }
 }

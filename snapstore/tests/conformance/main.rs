@@ -3,6 +3,7 @@
 //! A backend joins by a [`Factory`] and [`conformance!`]. What it cannot be tried on here is skipped aloud: `SKIPPED:` and
 //! the reason on stderr, and a line in the file that `TMFS_SKIPS` names, which is counted in the summary.
 
+mod btrfs;
 mod chunk;
 mod external;
 mod place;

@@ -72,6 +72,9 @@ fn a_snapshot_shows_what_was(place: Place) {
     mount.ok(&["snapshot", "7", "--hash", "abcd", "--label", "note=a b"]);
     sample::disturb(&mount.dir);
     mount.view_tree(7).assert_same(&before, kept(place), "height 7 against the live tree of its moment");
+    let pauses = &mount.status()["pauses"];
+    let (newest, longest) = (pauses["newest_us"].as_u64().unwrap(), pauses["longest_us"].as_u64().unwrap());
+    assert!(newest > 0 && newest <= longest, "{pauses}");
     let shown = mount.json(&["show", "7"]);
     assert_eq!(shown["hash"], "abcd");
     assert_eq!(shown["labels"], json!({"note": "a b"}));

@@ -7,32 +7,34 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tmfs_tests::databases::Engine;
 use tmfs_tests::engine::{EVERY, check_copies, snapshots_while};
-use tmfs_tests::mount::Mount;
 use tmfs_tests::place::Place;
-use tmfs_tests::{by_ring, in_places, program, rocksdb, skip};
+use tmfs_tests::{by_ring, in_every_place, program, rocksdb, skip};
 
-in_places!(btrfs Btrfs: sqlite_wal, lmdb_mapped, redb_engine, rocksdb_under_load);
+in_every_place!(
+    sqlite_with_a_write_ahead_log,
+    sqlite_with_a_rollback_journal,
+    lmdb,
+    lmdb_with_a_writable_map,
+    redb,
+    leveldb,
+    rocksdb_holds_every_acknowledged_put,
+    rocksdb_under_load_is_consistent_at_every_height,
+);
 
-fn sqlite_wal(place: Place) {
-    run_on(place.empty(), Engine::SqliteWal);
+/// How many snapshots are taken in which ring. An external one copies everything, zfs-fuse waits for its disk.
+fn snapshots(place: Place) -> u64 {
+    match place {
+        Place::Chunk => by_ring(20, 300),
+        Place::Btrfs => by_ring(10, 150),
+        Place::Zfs | Place::External => by_ring(4, 30),
+    }
 }
 
-fn lmdb_mapped(place: Place) {
-    run_on(place.empty(), Engine::LmdbWriteMap);
-}
-
-fn redb_engine(place: Place) {
-    run_on(place.empty(), Engine::Redb);
-}
-
-fn run(engine: Engine) {
-    run_on(Mount::empty(), engine);
-}
-
-fn run_on(mount: Mount, engine: Engine) {
+fn run(place: Place, engine: Engine) {
+    let mount = place.empty();
     let dir = mount.live("db");
     fs::create_dir(&dir).unwrap();
-    let cuts = snapshots_while(&mount, by_ring(20, 300), |progress| engine.write(&dir, progress));
+    let cuts = snapshots_while(&mount, snapshots(place), |progress| engine.write(&dir, progress));
     check_copies(&mount, &cuts, "db", |copy| engine.count(copy));
     // Roll back to the middle: the engine opens what it was then, and goes on.
     let middle = cuts[cuts.len() / 2];
@@ -51,53 +53,41 @@ fn run_on(mount: Mount, engine: Engine) {
     check_copies(&mount, &cuts[cuts.len() - 2..], "db", |copy| engine.count(copy));
 }
 
-#[test]
-fn sqlite_with_a_write_ahead_log() {
-    run(Engine::SqliteWal);
+fn sqlite_with_a_write_ahead_log(place: Place) {
+    run(place, Engine::SqliteWal);
 }
 
-#[test]
-fn sqlite_with_a_rollback_journal() {
-    run(Engine::SqliteJournal);
+fn sqlite_with_a_rollback_journal(place: Place) {
+    run(place, Engine::SqliteJournal);
 }
 
-#[test]
-fn lmdb() {
-    run(Engine::Lmdb);
+fn lmdb(place: Place) {
+    run(place, Engine::Lmdb);
 }
 
-#[test]
-fn lmdb_with_a_writable_map() {
-    run(Engine::LmdbWriteMap);
+fn lmdb_with_a_writable_map(place: Place) {
+    run(place, Engine::LmdbWriteMap);
 }
 
-#[test]
-fn redb() {
-    run(Engine::Redb);
+fn redb(place: Place) {
+    run(place, Engine::Redb);
 }
 
-#[test]
-fn leveldb() {
-    run(Engine::LevelDb);
+fn leveldb(place: Place) {
+    run(place, Engine::LevelDb);
 }
 
-#[test]
-fn rocksdb_holds_every_acknowledged_put() {
+fn rocksdb_holds_every_acknowledged_put(place: Place) {
     if skip::unless_program("ldb", "RocksDB") {
         return;
     }
-    let mount = Mount::empty();
+    let mount = place.empty();
     let dir = mount.live("db");
-    let cuts = snapshots_while(&mount, by_ring(15, 200), |progress| rocksdb::write(&dir, progress));
+    let cuts = snapshots_while(&mount, snapshots(place), |progress| rocksdb::write(&dir, progress));
     check_copies(&mount, &cuts, "db", rocksdb::count);
 }
 
-#[test]
-fn rocksdb_under_load_is_consistent_at_every_height() {
-    rocksdb_under_load(Place::Chunk);
-}
-
-fn rocksdb_under_load(place: Place) {
+fn rocksdb_under_load_is_consistent_at_every_height(place: Place) {
     if skip::unless_program("ldb", "RocksDB") || skip::unless_program("db_bench", "RocksDB") {
         return;
     }

@@ -24,7 +24,7 @@ mod giveback;
 mod place;
 mod space;
 mod subvolume;
-mod sys;
+pub(super) mod sys;
 mod takeover;
 #[cfg(test)]
 mod tests;
@@ -35,5 +35,7 @@ pub(crate) mod volume;
 
 pub(crate) use ancestor::BtmSubvolumes;
 pub use engine::BtrfsEngine;
+#[cfg(test)]
+pub(super) use engine::HEADS;
 pub use place::fits;
 pub use takeover::BtrfsTakeover;

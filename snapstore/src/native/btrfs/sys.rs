@@ -177,7 +177,7 @@ fn vol_args(name: &OsStr, fd: i64, flags: u64) -> io::Result<Box<VolArgsV2>> {
 }
 
 /// Makes an empty subvolume.
-pub(super) fn create(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+pub(in crate::native) fn create(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let mut args = vol_args(name, 0, 0)?;
     // SAFETY: this request takes a `btrfs_ioctl_vol_args_v2`.
     unsafe { call(dir, SUBVOL_CREATE_V2, &raw mut *args) }

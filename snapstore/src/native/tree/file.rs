@@ -7,13 +7,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek64};
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::errors::failed;
 use super::head::Instance;
@@ -30,6 +30,19 @@ pub(crate) struct OpenFile {
     /// `None` once it was revoked.
     revocable: RwLock<Option<File>>,
     writable: bool,
+    /// The inode was forgotten while it was open: its table drops it with this.
+    forgotten: Mutex<Option<(Weak<Table>, Ino)>>,
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        // The descriptor is still open, so the number is not another inode's yet.
+        if let Some((table, ino)) = self.forgotten.get_mut().take()
+            && let Some(table) = table.upgrade()
+        {
+            table.forget(ino);
+        }
+    }
 }
 
 /// A descriptor in use.
@@ -51,7 +64,12 @@ impl OpenFile {
     fn new(fd: OwnedFd, writable: bool, fixed: bool) -> OpenFile {
         let file = File::from(fd);
         let (fixed, revocable) = if fixed { (Some(file), None) } else { (None, Some(file)) };
-        OpenFile { fixed, revocable: RwLock::new(revocable), writable }
+        OpenFile { fixed, revocable: RwLock::new(revocable), writable, forgotten: Mutex::default() }
+    }
+
+    /// Nobody knows the inode any more, but who has it open.
+    pub(crate) fn forget_at_close(&self, table: &Arc<Table>, ino: Ino) {
+        *self.forgotten.lock() = Some((Arc::downgrade(table), ino));
     }
 
     fn get(&self) -> Use<'_> {

@@ -372,13 +372,14 @@ impl Head for LiveHead {
     fn forget(&self, ino: Ino) -> Result<()> {
         self.instance.check()?;
         let Ok(node) = self.table.node(ino) else { return Ok(()) };
-        // Somebody has it open: it is his, and nobody else will ask for it.
-        let open = node.open.lock().upgrade().is_some();
-        if ino != Ino::ROOT && !open && self.table.attr(ino).is_ok_and(|attr| attr.nlink > 0) {
+        let open = node.open.lock().upgrade();
+        if ino == Ino::ROOT || self.table.attr(ino).is_ok_and(|attr| attr.nlink > 0) {
             return Ok(());
         }
-        if ino != Ino::ROOT && !open {
-            self.table.forget(ino);
+        match open {
+            // It is there for him who has it open. Requests overtake each other: he may be about to close it.
+            Some(open) => open.forget_at_close(&self.table, ino),
+            None => self.table.forget(ino),
         }
         Ok(())
     }
@@ -395,8 +396,9 @@ impl LiveHead {
             });
             match open {
                 Ok(open) => fsync(&open).map_err(failed("sync", dir))?,
-                // Removed meanwhile: what is to be durable is that, in the directory above.
-                Err(Error::NoEntry) => {}
+                // Removed meanwhile, and the number may be a file's by now: what is to be durable is the removal, in the
+                // directory above.
+                Err(Error::NoEntry | Error::NotDirectory) => {}
                 Err(e) => return Err(e),
             }
         }

@@ -103,7 +103,9 @@ impl Table {
         *self.root.write() = None;
         self.recent.lock().clear();
         self.anchors.lock().clear();
-        for node in std::mem::take(&mut *self.nodes.lock()).into_values() {
+        // A file that ends here may be forgotten by it, which takes the lock.
+        let nodes = std::mem::take(&mut *self.nodes.lock());
+        for node in nodes.into_values() {
             if let Some(file) = node.open.lock().upgrade() {
                 file.revoke();
             }

@@ -29,6 +29,7 @@ mod mounted;
 pub mod node;
 mod order;
 mod passthrough;
+mod pauses;
 mod retain;
 mod status;
 mod switch;

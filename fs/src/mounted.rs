@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Once, OnceLock};
 use std::thread;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
@@ -27,6 +28,7 @@ use crate::inflight::InFlight;
 use crate::kernel::Kernel;
 use crate::mount::{Cache, MountOptions};
 use crate::node::{NodeId, Virtual};
+use crate::pauses::{Measured, Timed};
 use crate::retain::Retaining;
 use crate::tree::{Caller, MountTree, Node, TreeOptions, height_of};
 use crate::ways::Ways;
@@ -51,6 +53,7 @@ pub struct Mounted {
     /// The watchdog's thread ends when this goes.
     watching: Mutex<Option<Sender<()>>>,
     pub(crate) retaining: Retaining,
+    pub(crate) pauses: Measured,
     around: OnceLock<Arc<dyn Around>>,
     pub(crate) preserve: OnceLock<Vec<Pattern>>,
     pub(crate) since: Timestamp,
@@ -114,6 +117,7 @@ impl Mounted {
             in_flight: InFlight::default(),
             watching: Mutex::new(None),
             retaining: Retaining::default(),
+            pauses: Measured::default(),
             around: OnceLock::new(),
             preserve: OnceLock::new(),
             since: Timestamp::now(),
@@ -266,26 +270,29 @@ impl Mounted {
         height: snapstore::Height,
         options: &SnapshotOptions,
     ) -> std::result::Result<SnapshotInfo, NotCut> {
-        let cut = self.in_order("snapshot", Some(height), |gate| self.backend.cut(height, options, gate));
+        let cut = self.in_order("snapshot", Some(height), |gate, held| {
+            self.backend.cut(height, options, &Timed { gate, held, measured: &self.pauses })
+        });
         // One that failed too: there may be no space for it.
         self.retaining.poke();
         cut
     }
 
     /// The barrier, then what it is for. Nothing that `attempt` finds as a change of names or sizes is there without
-    /// what was written before it: see [`crate::order`]. `attempt` answers `None` if the gate was closed.
+    /// what was written before it: see [`crate::order`]. `attempt` answers `None` if the gate was closed; it is told
+    /// since when changes are held back, if they are.
     pub(crate) fn in_order<T>(
         &self,
         verb: &str,
         height: Option<snapstore::Height>,
-        attempt: impl Fn(&dyn Gate) -> snapstore::Result<Option<T>>,
+        attempt: impl Fn(&dyn Gate, Option<Instant>) -> snapstore::Result<Option<T>>,
     ) -> std::result::Result<T, NotCut> {
         let order = &self.tree.order;
         if self.tree.passes_through() {
             // What a write has written is below when it returns, in order with all else. What may still be in the
             // kernel's pages here was stored in a mapping of one of the few files that do go through us.
             self.flush_writers(Flush::All).map_err(NotCut::Flush)?;
-            return match attempt(&Open).map_err(NotCut::Store)? {
+            return match attempt(&Open, None).map_err(NotCut::Store)? {
                 Some(done) => Ok(done),
                 None => unreachable!("this gate is always open"),
             };
@@ -293,11 +300,12 @@ impl Mounted {
         for round in 0..FREE_ROUNDS + HELD_ROUNDS {
             let held = round.checked_sub(FREE_ROUNDS);
             let _held = held.map(|round| order.hold(SHORTEST_HOLD * (1 << round)));
+            let since = held.map(|_| Instant::now());
             let gate = order.unchanged();
             // Held back, a change keeps its inode's lock: the times are those of the round before.
             let what = if held.is_none() { Flush::All } else { Flush::Pages };
             self.flush_writers(what).map_err(NotCut::Flush)?;
-            if let Some(done) = attempt(&gate).map_err(NotCut::Store)? {
+            if let Some(done) = attempt(&gate, since).map_err(NotCut::Store)? {
                 return Ok(done);
             }
         }
@@ -307,7 +315,7 @@ impl Mounted {
             "names change faster than written data can be flushed: what is kept may show a change of names without \
              unsynced data that was written shortly before it"
         );
-        match attempt(&Open).map_err(NotCut::Store)? {
+        match attempt(&Open, None).map_err(NotCut::Store)? {
             Some(done) => Ok(done),
             None => unreachable!("this gate is always open"),
         }

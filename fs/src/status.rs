@@ -24,6 +24,7 @@ impl Mounted {
             slow_requests: self.in_flight.slow(),
             memory_bytes: resident_bytes(),
             limits,
+            pauses: self.pauses.now(),
             retention: self.retaining.words(),
             preserve: self.preserve.get().cloned().unwrap_or_default(),
             last_error: base

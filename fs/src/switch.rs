@@ -51,7 +51,7 @@ impl Mounted {
             self.refuse_writers()?;
         }
         // So that the head that is left is whole, and can be got back whole.
-        let (names, report) = self.in_order("rollback", None, |gate| self.tree.switch(gate, &switch))?;
+        let (names, report) = self.in_order("rollback", None, |gate, _| self.tree.switch(gate, &switch))?;
         if let Some(kernel) = self.kernel() {
             self.drop_names(&*kernel, &names);
             self.drop_older(&*kernel);

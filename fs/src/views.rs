@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use snapstore::backend::View;
 use snapstore::sync::RwLock;
-use snapstore::sync::atomic::{AtomicU64, Ordering};
+use snapstore::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use snapstore::{EpochId, Ino};
 
 use crate::node::{NodeId, Tag};
@@ -25,6 +25,8 @@ pub struct ViewNode {
     /// The snapshot and its files.
     pub view: View,
     name: OsString,
+    /// Whether a file of it was ever opened.
+    opened: AtomicBool,
     /// How often the kernel has been told of its nodes. Grows under the table's read lock, ends under its write lock.
     references: AtomicU64,
 }
@@ -33,6 +35,19 @@ impl ViewNode {
     /// The node of one of its inodes.
     pub fn node(&self, ino: Ino) -> NodeId {
         self.tag.node(ino)
+    }
+
+    /// A file of it is opened. From now on attributes that the kernel keeps go stale unasked: Linux no longer believes
+    /// how many blocks a file has once it is closed, if it caches writes (`fuse_flush`), not even here where nobody
+    /// writes.
+    pub fn opens(&self) {
+        self.opened.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel may tell a listing that it keeps again. Else it asks for it with the attributes of all
+    /// (`readdirplus`), which costs less than asking for each file's.
+    pub fn may_keep_listings(&self) -> bool {
+        !self.opened.load(Ordering::Relaxed)
     }
 }
 
@@ -62,7 +77,13 @@ impl Views {
             return node.clone();
         }
         let tag = table.free_tag();
-        let node = Arc::new(ViewNode { tag, view, name: name.clone(), references: AtomicU64::new(1) });
+        let node = Arc::new(ViewNode {
+            tag,
+            view,
+            name: name.clone(),
+            opened: AtomicBool::new(false),
+            references: AtomicU64::new(1),
+        });
         table.by_name.insert((node.view.epoch, name), tag);
         table.by_tag.insert(tag, node.clone());
         node

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Context;
 
 use super::shape::{self, Shape};
-use super::{Bench, Part, rollback, snapshot, stall};
+use super::{Bench, Part, gate, rollback, snapshot, stall};
 use crate::process;
 use crate::report::Unit;
 use crate::target::tmfs::Tmfs;
@@ -26,6 +26,9 @@ pub fn measure(bench: &mut Bench<'_>, shape: Shape) -> anyhow::Result<()> {
     }
     if bench.args.wants(Part::Stall) {
         bench.try_to("watching writers", "stall", &case, |bench| stall::measure(bench, &tmfs, &case));
+    }
+    if bench.args.wants(Part::Gate) && process::installed("db_bench") {
+        bench.try_to("snapshots under RocksDB", "gate", &case, |bench| gate::measure(bench, &tmfs, &case));
     }
     if bench.args.wants(Part::Rollback) {
         bench.try_to("rollbacks", "rollback", &case, |bench| rollback::measure(bench, &tmfs, &case));

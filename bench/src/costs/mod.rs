@@ -6,6 +6,7 @@
 //! is tried.
 
 mod aged;
+mod gate;
 mod heights;
 mod life;
 mod rollback;
@@ -75,6 +76,8 @@ enum Part {
     Snapshot,
     /// How long writers wait because of one
     Stall,
+    /// How long one keeps RocksDB waiting
+    Gate,
     /// How long a rollback and its undoing take
     Rollback,
     /// Lists and remounts with many heights
@@ -129,7 +132,7 @@ impl Args {
     }
 
     fn shapes(&self) -> Vec<Shape> {
-        let parts = [Part::Life, Part::Snapshot, Part::Stall, Part::Rollback];
+        let parts = [Part::Life, Part::Snapshot, Part::Stall, Part::Gate, Part::Rollback];
         if !parts.into_iter().any(|part| self.wants(part)) {
             return Vec::new();
         }
@@ -170,6 +173,8 @@ impl Bench<'_> {
             let limits = [
                 ("pwrite: worst during a snapshot", 0.99, 0.001),
                 ("snapshot under load, not waiting", 0.95, 0.020),
+                ("gate", 0.99, 0.001),
+                ("snapshot under RocksDB", 0.95, 0.020),
                 ("rollback", 1.0, 0.050),
                 ("remount, by heights", 1.0, 2.0),
                 ("remount, by shape", 1.0, 2.0),

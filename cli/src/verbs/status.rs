@@ -85,6 +85,11 @@ fn describe(out: &mut dyn Write, status: &Status, now: Timestamp) -> io::Result<
     if status.pid.is_some() {
         line("open files", format!("{}, {} for writing", status.open_files, status.open_for_writing))?;
     }
+    if let Some(pauses) = &status.pauses {
+        let ms = |us: u64| format!("{}.{:02} ms", us / 1000, us % 1000 / 10);
+        let (newest, longest) = (ms(pauses.newest_us), ms(pauses.longest_us));
+        line("pauses", format!("programs waited {newest} for the newest snapshot, {longest} at most"))?;
+    }
     if let Some(bytes) = status.memory_bytes {
         line("memory", format::size(bytes))?;
     }
@@ -147,6 +152,7 @@ mod tests {
             following: None,
             preserve: vec![],
             retention: None,
+            pauses: None,
             open_files: 0,
             open_for_writing: 0,
             requests: Default::default(),

@@ -50,8 +50,14 @@ struct Adapter {
     wanted: Wanted,
 }
 
-/// A view's directory never changes.
-const FROZEN_DIRECTORY: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_CACHE_DIR);
+/// How the kernel may keep the listing of a directory ([`Entered::open_dir`](crate::tree::Entered::open_dir)).
+fn listing_flags(keep: Option<bool>) -> FopenFlags {
+    match keep {
+        Some(true) => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+        Some(false) => FopenFlags::FOPEN_CACHE_DIR,
+        None => FopenFlags::empty(),
+    }
+}
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -346,8 +352,7 @@ impl Filesystem for Adapter {
             ino,
             |tree| tree.open_dir(caller(req), node(ino)),
             |result| match result {
-                Ok((fh, true)) => reply.opened(FileHandle(fh), FROZEN_DIRECTORY),
-                Ok((fh, false)) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+                Ok((fh, keep)) => reply.opened(FileHandle(fh), listing_flags(keep)),
                 Err(e) => reply.error(errno(e)),
             },
         );

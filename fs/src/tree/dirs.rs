@@ -28,11 +28,15 @@ pub struct DirItem<'a> {
 }
 
 impl Entered<'_> {
-    /// Opens a directory. Gives the handle's number, and whether the directory can never change.
-    pub fn open_dir(&self, caller: Caller, id: NodeId) -> Result<(u64, bool)> {
-        let frozen = matches!(self.node(id)?, Node::View(..));
+    /// Opens a directory. Gives the handle's number, and whether the kernel may keep the listing, if the directory can
+    /// never change: `Some(true)`: one that it keeps already is good too.
+    pub fn open_dir(&self, caller: Caller, id: NodeId) -> Result<(u64, Option<bool>)> {
+        let keep = match self.node(id)? {
+            Node::View(view, _) => Some(view.may_keep_listings()),
+            Node::Live(_) | Node::Virtual(_) => None,
+        };
         let directory = Directory { id, listing: Mutex::new(None) };
-        Ok((self.tree.handles.insert(Arc::new(Handle::Directory(directory)), caller.pid), frozen))
+        Ok((self.tree.handles.insert(Arc::new(Handle::Directory(directory)), caller.pid), keep))
     }
 
     /// Tells the entries from `offset` on, until `tell` says that there is no room.

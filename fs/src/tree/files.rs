@@ -62,7 +62,10 @@ impl Entered<'_> {
                 handle
             }
             Node::View(..) if writing || truncating => return Err(Errno(libc::EROFS)),
-            Node::View(view, ino) => Handle::View(view.view.tree.open(ino)?),
+            Node::View(view, ino) => {
+                view.opens();
+                Handle::View(view.view.tree.open(ino)?)
+            }
             Node::Virtual(_) => return Err(Errno(libc::EISDIR)),
         };
         Ok(self.register(handle, caller))

@@ -1,0 +1,56 @@
+//! How long a snapshot keeps a busy database waiting: the gate, as the daemon measures it.
+//!
+//! RocksDB overwrites at random for the whole time, and ten snapshots are taken in each second. Each one's pause is a
+//! value.
+
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use snapstore::Height;
+use snapstore::backend::SnapshotOptions;
+
+use super::Bench;
+use super::snapshot::next_height;
+use crate::report::Unit;
+use crate::target::tmfs::Tmfs;
+
+/// Between two snapshots.
+const EVERY: Duration = Duration::from_millis(100);
+
+/// Takes snapshots beside `db_bench` for twice the window.
+pub fn measure(bench: &mut Bench<'_>, tmfs: &Tmfs, case: &str) -> anyhow::Result<()> {
+    let client = tmfs.client()?;
+    let window = Duration::from_secs_f64(2.0 * bench.args.window);
+    let mut load = Command::new("db_bench")
+        .arg(format!("--db={}", tmfs.dir().join("rocksdb").display()))
+        .args(["--benchmarks=overwrite", "--num=10000000", "--value_size=400", "--compression_type=none"])
+        .arg(format!("--duration={}", window.as_secs() + 2))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("db_bench")?;
+    // Its first second makes the database.
+    thread::sleep(Duration::from_secs(1));
+    let mut height = next_height(tmfs)?;
+    let started = Instant::now();
+    while started.elapsed() < window {
+        let asked = Instant::now();
+        client.snapshot_with(Height(height), SnapshotOptions::default(), false)?;
+        let took = asked.elapsed();
+        let pauses = client.status()?.pauses.context("no pause was measured")?;
+        let what = "for each snapshot under RocksDB's overwrites, how long names and writes were held back";
+        bench.add("gate", what, Unit::Time, case, pauses.newest_us as f64 / 1e6);
+        let what = "by the client, not waiting, under RocksDB's overwrites";
+        bench.add("snapshot under RocksDB", what, Unit::Time, case, took.as_secs_f64());
+        height += 1;
+        thread::sleep(EVERY.saturating_sub(took));
+    }
+    ensure!(load.try_wait()?.is_none(), "db_bench ended before the snapshots did");
+    let ended = load.wait()?;
+    ensure!(ended.success(), "db_bench: {ended}");
+    client.settle()?;
+    Ok(())
+}

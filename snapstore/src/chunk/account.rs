@@ -30,37 +30,51 @@ struct Part {
 
 /// The groups of a tree under a set of tips.
 struct Groups {
-    /// Each epoch's group, by its newest member; `None`: no tip sees it.
-    of: BTreeMap<EpochId, Option<EpochId>>,
+    /// Each epoch's group, by its newest member, newest epoch first; `None`: no tip sees it.
+    of: Vec<(EpochId, Option<EpochId>)>,
+}
+
+/// Through how many children that somebody sees an epoch is seen.
+enum Through {
+    /// One, of this group.
+    One(EpochId),
+    Many,
 }
 
 impl Groups {
     fn new(tree: &EpochTree, tips: &BTreeSet<EpochId>) -> Groups {
-        let mut living_children: HashMap<EpochId, Vec<EpochId>> = HashMap::new();
-        let mut of = BTreeMap::new();
+        let mut through: HashMap<EpochId, Through> = HashMap::new();
+        let mut of = Vec::with_capacity(tree.len());
         // Children come before their parents.
         for (epoch, row) in tree.iter().rev() {
-            let children = living_children.remove(&epoch).unwrap_or_default();
-            let group = match children.as_slice() {
+            let children = through.remove(&epoch);
+            let group = match children {
                 _ if tips.contains(&epoch) => Some(epoch),
-                [] => None,
-                [child] => of.get(child).copied().flatten(),
-                _ => Some(epoch),
+                None => None,
+                Some(Through::One(group)) => Some(group),
+                Some(Through::Many) => Some(epoch),
             };
-            if let (Some(_), Some(parent)) = (group, row.parent) {
-                living_children.entry(parent).or_default().push(epoch);
+            if let (Some(group), Some(parent)) = (group, row.parent) {
+                let seen = through.entry(parent);
+                seen.and_modify(|through| *through = Through::Many).or_insert(Through::One(group));
             }
-            of.insert(epoch, group);
+            of.push((epoch, group));
         }
         Groups { of }
+    }
+
+    /// The group of an epoch.
+    fn group(&self, epoch: EpochId) -> Option<EpochId> {
+        let at = self.of.binary_search_by(|(other, _)| epoch.cmp(other)).ok()?;
+        self.of[at].1
     }
 
     /// The members of each group, oldest first.
     fn members(&self) -> HashMap<EpochId, Vec<EpochId>> {
         let mut members: HashMap<EpochId, Vec<EpochId>> = HashMap::new();
-        for (&epoch, group) in &self.of {
+        for &(epoch, group) in self.of.iter().rev() {
             if let Some(group) = group {
-                members.entry(*group).or_default().push(epoch);
+                members.entry(group).or_default().push(epoch);
             }
         }
         members
@@ -92,17 +106,15 @@ impl Core {
         let after = Groups::new(tree, &tips);
         // Only groups that change matter: those that an epoch joins or leaves.
         let mut affected: BTreeSet<Option<EpochId>> = BTreeSet::new();
-        for (epoch, group) in &after.of {
-            if before.of.get(epoch) != Some(group) {
-                affected.insert(*group);
-            }
-        }
-        let members: Vec<EpochId> = after
-            .of
-            .iter()
-            .filter(|(e, g)| affected.contains(g) && (g.is_some() || before.of.get(e) != Some(g)))
-            .map(|(&e, _)| e)
-            .collect();
+        // Both are of one tree: the same epochs in the same order.
+        let both =
+            || after.of.iter().zip(&before.of).map(|(&(epoch, after), &(_, before))| (epoch, after, before));
+        affected.extend(both().filter(|(_, after, before)| after != before).map(|(_, after, _)| after));
+        let counts = |&(_, after, before): &(EpochId, Option<EpochId>, Option<EpochId>)| {
+            affected.contains(&after) && (after.is_some() || before != after)
+        };
+        let mut members: Vec<EpochId> = both().filter(counts).map(|(epoch, ..)| epoch).collect();
+        members.reverse();
         let parts = self.parts(&members)?;
         let mut chunks = 0;
         for parts in parts {
@@ -117,7 +129,7 @@ impl Core {
         let before = Groups::new(tree, tips);
         let left: BTreeSet<EpochId> = tips.iter().filter(|e| !gone.contains(e)).copied().collect();
         let head = Some(self.head().epoch);
-        let count = |groups: &Groups| groups.of.values().filter(|g| **g == head).count();
+        let count = |groups: &Groups| groups.of.iter().filter(|(_, group)| *group == head).count();
         count(&Groups::new(tree, &left)) > count(&before)
     }
 
@@ -178,8 +190,7 @@ impl Core {
             known.retain(|epoch, _| census.tips.contains(epoch));
         }
         for &epoch in epochs {
-            let mut seen =
-                census.tree.children(epoch).iter().filter_map(|c| groups.of.get(c).copied().flatten());
+            let mut seen = census.tree.children(epoch).iter().filter_map(|child| groups.group(*child));
             bytes.push(match (seen.next(), seen.next()) {
                 // The usual case: one group joins the next newer one.
                 (Some(next), None) => {
@@ -199,7 +210,7 @@ impl Core {
                         }
                         let parts = by_inode(joined.iter().map(|epoch| &looked_at[epoch]));
                         let after = |_| Some(next);
-                        let before = |e| groups.of.get(&e).copied().flatten();
+                        let before = |epoch| groups.group(epoch);
                         let chunks = |p: &Vec<Arc<Part>>| garbage_by(p, after) - garbage_by(p, before);
                         let bytes = parts.iter().map(chunks).sum::<u64>() * CHUNK_SIZE;
                         if joined.iter().all(|epoch| !unsealed.contains(epoch)) {
@@ -272,7 +283,7 @@ impl Core {
     fn reclaimable_bytes(&self, head: &super::core::HeadState, census: &Census) -> Result<u64> {
         let groups = Groups::new(&census.tree, &census.tips);
         let mut sizes: BTreeMap<Option<EpochId>, usize> = BTreeMap::new();
-        for group in groups.of.values() {
+        for (_, group) in &groups.of {
             *sizes.entry(*group).or_default() += 1;
         }
         let counts = |group: &Option<EpochId>| match group {
@@ -280,7 +291,7 @@ impl Core {
             Some(top) => *top != head.epoch && sizes.get(group).is_some_and(|&n| n > 1),
         };
         let members: Vec<EpochId> =
-            groups.of.iter().filter(|(_, group)| counts(group)).map(|(&e, _)| e).collect();
+            groups.of.iter().rev().filter(|(_, group)| counts(group)).map(|(epoch, _)| *epoch).collect();
         let chunks: u64 = self.parts(&members)?.iter().map(|parts| garbage(parts, &groups)).sum();
         let pending = {
             let work = self.work.lock();
@@ -301,7 +312,7 @@ fn by_inode<'a>(epochs: impl DoubleEndedIterator<Item = &'a Vec<(Ino, Arc<Part>)
 
 /// The chunks of one inode's layers, newest first, that are garbage under a grouping.
 fn garbage(parts: &[Arc<Part>], groups: &Groups) -> u64 {
-    garbage_by(parts, |epoch| groups.of.get(&epoch).copied().flatten())
+    garbage_by(parts, |epoch| groups.group(epoch))
 }
 
 /// The same, with the grouping as a function; `None`: nobody sees the epoch.

@@ -34,6 +34,8 @@ pub(crate) struct ReadView {
     pub(super) rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
     pub(super) touched: ReadOnlyTable<&'static [u8], ()>,
     pub(super) sums: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    /// No row is about an inode of this number or above: what is younger than the last commit is not looked for.
+    beyond: u64,
 }
 
 /// Memory for the database's page cache.
@@ -191,11 +193,18 @@ impl RowWriter<'_> {
 impl ReadView {
     pub(super) fn new(db: &redb::Database) -> Result<ReadView> {
         let txn = db.begin_read().map_err(database)?;
+        let rows = txn.open_table(ROWS).map_err(database)?;
         Ok(ReadView {
-            rows: txn.open_table(ROWS).map_err(database)?,
+            beyond: beyond(&rows)?,
+            rows,
             touched: txn.open_table(TOUCHED).map_err(database)?,
             sums: txn.open_table(SUMS).map_err(database)?,
         })
+    }
+
+    /// Whether there may be rows whose keys begin like this.
+    fn may_have(&self, key: &[u8]) -> bool {
+        number_in(key).is_none_or(|ino| ino < self.beyond)
     }
 
     pub(super) fn newest_below(
@@ -204,6 +213,9 @@ impl ReadView {
         key: &Key,
         limit: EpochId,
     ) -> Result<Option<(EpochId, Value)>> {
+        if !self.may_have(key.as_bytes()) {
+            return Ok(None);
+        }
         let (low, high) = (key.at(EpochId(0)), key.at(limit));
         for entry in self.rows.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(database)?.rev() {
             let (stored, value) = entry.map_err(database)?;
@@ -260,34 +272,57 @@ impl ReadView {
         prefix: &[u8],
         mut each: impl FnMut(&[u8], Option<&[u8]>) -> Result<bool>,
     ) -> Result<()> {
+        if !self.may_have(prefix) {
+            return Ok(());
+        }
         // Versions of a key come oldest first: the last one in the lineage counts.
-        let mut current: Option<(Vec<u8>, Option<Vec<u8>>)> = None;
+        let (mut key, mut value, mut known) = (Vec::new(), Vec::new(), None);
         for entry in self.rows.range::<&[u8]>(prefix..).map_err(database)? {
-            let (stored, value) = entry.map_err(database)?;
+            let (stored, bytes) = entry.map_err(database)?;
             if !stored.value().starts_with(prefix) {
                 break;
             }
-            let (key, epoch) = split_epoch(stored.value())?;
+            let (found, epoch) = split_epoch(stored.value())?;
             if !lineage.contains(epoch) {
                 continue;
             }
-            let value = live(stored.value(), value.value())?;
-            match &mut current {
-                Some((k, v)) if k == key => *v = value.map(<[u8]>::to_vec),
-                _ => {
-                    if let Some((k, v)) = current.replace((key.to_vec(), value.map(<[u8]>::to_vec)))
-                        && !each(&k, v.as_deref())?
-                    {
-                        return Ok(());
-                    }
-                }
+            let live = live(stored.value(), bytes.value())?;
+            if let Some(is_live) = known
+                && key != found
+                && !each(&key, Some(&value[..]).filter(|_| is_live))?
+            {
+                return Ok(());
             }
+            key.clear();
+            key.extend_from_slice(found);
+            value.clear();
+            value.extend_from_slice(live.unwrap_or_default());
+            known = Some(live.is_some());
         }
-        if let Some((k, v)) = current {
-            each(&k, v.as_deref())?;
+        if let Some(is_live) = known {
+            each(&key, Some(&value[..]).filter(|_| is_live))?;
         }
         Ok(())
     }
+}
+
+/// The first inode number that is above those of all rows.
+fn beyond(rows: &ReadOnlyTable<&'static [u8], &'static [u8]>) -> Result<u64> {
+    let mut beyond = 0;
+    for kind in Key::KINDS {
+        let of_kind = rows.range::<&[u8]>(&[kind][..]..&[kind + 1][..]).map_err(database)?.next_back();
+        if let Some(entry) = of_kind {
+            let (stored, _) = entry.map_err(database)?;
+            // One that is too short is damaged, which whoever reads it is told; until then it hides nothing.
+            beyond = beyond.max(number_in(stored.value()).map_or(u64::MAX, |ino| ino.saturating_add(1)));
+        }
+    }
+    Ok(beyond)
+}
+
+/// The inode number in the beginning of a key; `None` where there is no whole one.
+fn number_in(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(key.get(1..9)?.try_into().ok()?))
 }
 
 /// The database's errors, with the errno where the disk gave one.

@@ -155,7 +155,7 @@ fn only_own(core: &Core) -> Result<()> {
     core.meta.scan(&head.lineage, &all.as_bytes()[..1], |key, value| {
         let row = InodeRow::decode(value)?;
         let device = matches!(row.kind, FileKind::CharDevice | FileKind::BlockDevice);
-        match key.kind() {
+        match KeyKind::of(key)? {
             KeyKind::Inode(ino) if row.uid != uid || (device && row.rdev != 0) => {
                 let what = format!("inode {ino}");
                 let reason = "belongs to another user or is a device node; only root can give it back";

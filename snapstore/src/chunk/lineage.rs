@@ -127,6 +127,10 @@ impl EpochTree {
         self.children.get(&epoch).map_or(&[], Vec::as_slice)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.epochs.len()
+    }
+
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (EpochId, &EpochRow)> {
         self.epochs.iter().map(|(&e, r)| (e, r))
     }

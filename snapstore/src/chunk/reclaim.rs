@@ -170,10 +170,10 @@ impl Core {
     fn reclaimable(&self) -> Result<Vec<Step>> {
         let candidates: Vec<(EpochId, Option<EpochId>)> = {
             let c = self.control.lock();
-            let mut tips = c.tips(self.head().epoch);
-            tips.extend(self.pinned_epochs());
-            let idle = c.tree.iter().rev().filter(|(e, _)| c.is_sealed(*e) && !tips.contains(e));
-            idle.filter_map(|(e, _)| match c.tree.children(e) {
+            let pinned = self.pinned_epochs();
+            let idle = c.unseen(self.head().epoch).into_iter();
+            let idle = idle.filter(|e| c.is_sealed(*e) && !pinned.contains(e));
+            idle.filter_map(|e| match c.tree.children(e) {
                 [] => Some((e, None)),
                 [child] => Some((e, Some(*child))),
                 _ => None,

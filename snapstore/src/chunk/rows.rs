@@ -47,6 +47,9 @@ impl std::borrow::Borrow<[u8]> for Key {
 }
 
 impl Key {
+    /// What keys begin with.
+    pub(crate) const KINDS: [u8; 4] = [INODE, DENTRY, XATTR, LAYER];
+
     pub(crate) fn inode(ino: Ino) -> Key {
         Key::short(INODE, ino)
     }
@@ -96,9 +99,8 @@ impl Key {
 
     /// A key read back from the disk.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Key> {
-        let key = Key(bytes.into());
-        key.decode().map(|_| ())?;
-        Ok(key)
+        KeyKind::of(bytes)?;
+        Ok(Key(bytes.into()))
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -115,12 +117,15 @@ impl Key {
 
     /// What the key names.
     pub(crate) fn kind(&self) -> KeyKind<'_> {
-        self.decode().expect("a Key is made or checked when it comes in")
+        KeyKind::of(&self.0).expect("a Key is made or checked when it comes in")
     }
+}
 
-    fn decode(&self) -> Result<KeyKind<'_>> {
-        let damaged = || Error::Damaged { what: "metadata key", detail: format!("{:02x?}", self.0) };
-        let (&kind, rest) = self.0.split_first().ok_or_else(damaged)?;
+impl KeyKind<'_> {
+    /// What a key's bytes name.
+    pub(crate) fn of(key: &[u8]) -> Result<KeyKind<'_>> {
+        let damaged = || Error::Damaged { what: "metadata key", detail: format!("{key:02x?}") };
+        let (&kind, rest) = key.split_first().ok_or_else(damaged)?;
         let (ino, name) = rest.split_first_chunk::<8>().ok_or_else(damaged)?;
         let ino = Ino(u64::from_be_bytes(*ino));
         if ino.0 >> Ino::BITS != 0 {

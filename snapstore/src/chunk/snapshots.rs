@@ -95,6 +95,27 @@ impl Control {
         snapshots.chain(abandoned).chain([head]).collect()
     }
 
+    /// The epochs that nobody sees, newest first. There are few of them, mostly none, however many snapshots there are:
+    /// this runs after each.
+    pub(crate) fn unseen(&self, head: EpochId) -> Vec<EpochId> {
+        let abandoned = self.abandoned.values().map(|a| a.epoch);
+        let others: std::collections::BTreeSet<EpochId> =
+            abandoned.chain([head]).filter(|e| !self.snapshots.contains_key(e)).collect();
+        let seen = self.snapshots.len() + others.len();
+        if self.tree.len() == seen {
+            return Vec::new();
+        }
+        let mut snapshots = self.snapshots.keys().rev().peekable();
+        let mut unseen = Vec::with_capacity(self.tree.len().saturating_sub(seen));
+        for (epoch, _) in self.tree.iter().rev() {
+            while snapshots.next_if(|at| **at > epoch).is_some() {}
+            if snapshots.peek() != Some(&&epoch) && !others.contains(&epoch) {
+                unseen.push(epoch);
+            }
+        }
+        unseen
+    }
+
     /// The latest switch that can be undone. Undoing goes back switch by switch; when none is left, it takes back
     /// the latest undo.
     fn undoable(&self) -> Option<(u64, AbandonedRow)> {

@@ -117,7 +117,7 @@ impl Lookup<'_> {
         let mut entries = Vec::new();
         self.core.meta.scan(self.lineage, &Key::dentries_of(dir), |key, value| {
             let row = DentryRow::decode(value)?;
-            if let KeyKind::Dentry(_, name) = key.kind() {
+            if let KeyKind::Dentry(_, name) = KeyKind::of(key)? {
                 entries.push(DirEntry {
                     name: OsString::from_vec(name.to_vec()),
                     ino: row.ino,
@@ -145,7 +145,7 @@ impl Lookup<'_> {
     pub(crate) fn xattr_names(&self, ino: Ino) -> Result<Vec<OsString>> {
         let mut names = Vec::new();
         self.core.meta.scan(self.lineage, &Key::xattrs_of(ino), |key, _| {
-            if let KeyKind::Xattr(_, name) = key.kind() {
+            if let KeyKind::Xattr(_, name) = KeyKind::of(key)? {
                 names.push(OsString::from_vec(name.to_vec()));
             }
             Ok(true)

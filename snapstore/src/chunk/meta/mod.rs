@@ -329,7 +329,11 @@ impl Meta {
         let mut recent = recent.into_iter().peekable();
         let mut limit = EpochId(u64::MAX);
         loop {
-            let stored = view.newest_below(lineage, key, limit)?;
+            // Nothing is newer than the tip.
+            let stored = match recent.peek() {
+                Some((epoch, _)) if *epoch == lineage.tip() => None,
+                _ => view.newest_below(lineage, key, limit)?,
+            };
             let memory_first = match (recent.peek(), &stored) {
                 (Some((epoch, _)), Some((stored, _))) => epoch >= stored,
                 (memory, _) => memory.is_some(),
@@ -349,7 +353,7 @@ impl Meta {
         &self,
         lineage: &Lineage,
         prefix: &[u8],
-        mut each: impl FnMut(&Key, &[u8]) -> Result<bool>,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool>,
     ) -> Result<()> {
         // The memtables' part is copied under the lock; the database's part is read as of the same moment.
         let (recent, view) = {
@@ -372,7 +376,7 @@ impl Meta {
         view.scan(lineage, prefix, |key, value| {
             while go_on && recent.peek().is_some_and(|(k, _)| k.as_bytes() < key) {
                 if let Some((k, Some(v))) = recent.next() {
-                    go_on = each(&k, &v)?;
+                    go_on = each(k.as_bytes(), &v)?;
                 }
             }
             if !go_on {
@@ -380,12 +384,12 @@ impl Meta {
             }
             if recent.peek().is_some_and(|(k, _)| k.as_bytes() == key) {
                 if let Some((k, Some(v))) = recent.next() {
-                    go_on = each(&k, &v)?;
+                    go_on = each(k.as_bytes(), &v)?;
                 }
                 return Ok(go_on);
             }
             if let Some(value) = value {
-                go_on = each(&Key::from_bytes(key)?, value)?;
+                go_on = each(key, value)?;
             }
             Ok(go_on)
         })?;
@@ -394,7 +398,7 @@ impl Meta {
                 break;
             }
             if let Some(value) = value {
-                go_on = each(&key, &value)?;
+                go_on = each(key.as_bytes(), &value)?;
             }
         }
         Ok(())

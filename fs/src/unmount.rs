@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use crate::flush::Flush;
 use crate::mount::open_point;
 use crate::mounted::{Mounted, busy, failed};
 use crate::switch::NAMED;
+use crate::sys::fusermount;
 
 /// How long the connection may take to end after the mount is gone from here.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -90,7 +90,7 @@ pub(crate) fn detach(path: &Path, lazily: bool) -> io::Result<()> {
 }
 
 fn by_fusermount(path: &Path, lazily: bool) -> io::Result<()> {
-    let mut command = Command::new("fusermount3");
+    let mut command = fusermount();
     command.arg("-u");
     if lazily {
         command.arg("-z");

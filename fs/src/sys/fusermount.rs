@@ -1,7 +1,7 @@
 //! Mounting without root: `fusermount3`, a set-user-id helper, mounts and passes the connection's descriptor back.
 //!
 //! The descriptor comes over a socket that the helper finds by the number in `_FUSE_COMMFD`. Here that is the helper's
-//! standard input, so that nothing needs to be done between fork and exec.
+//! standard input, so that nothing has to be done about it between fork and exec.
 
 use std::fs::{File, Permissions};
 use std::io::{self, IoSliceMut};
@@ -12,12 +12,21 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use snapstore::native::command::unblock_signals;
+
+/// The helper, as a command. The daemon blocks the signals that end it; the helper must not inherit that, or nobody could
+/// end one that hangs.
+pub(crate) fn command() -> Command {
+    let mut command = Command::new("fusermount3");
+    unblock_signals(&mut command);
+    command
+}
 
 /// Mounts at `point` with FUSE's options. Gives back the connection's descriptor.
 pub(crate) fn mount(point: &Path, options: &str) -> io::Result<OwnedFd> {
     let _writable = Writable::make(point)?;
     let (ours, theirs) = UnixStream::pair()?;
-    let child = Command::new("fusermount3")
+    let child = command()
         .arg("-o")
         .arg(options)
         .arg("--")

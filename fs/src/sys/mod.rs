@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-pub(crate) use fusermount::mount as mount_by_fusermount;
+pub(crate) use fusermount::{command as fusermount, mount as mount_by_fusermount};
 
 /// Writes the file's dirty pages and waits until they are written, without a lock that would keep writers out.
 pub(crate) fn write_and_wait(file: &File) -> io::Result<()> {

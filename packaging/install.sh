@@ -262,6 +262,17 @@ if [ -n "$path" ]; then
         printf '\n[retention]\n'
         [ -z "$asked" ] || printf 'interval = %s\n' "$asked"
         printf 'capacity = %s\nalgorithm = "%s"\n' "${capacity:-100}" "${algorithm:-fair}"
+        if [ "$mode" = external ]; then
+            # Each of them fails, so that nothing is taken over before they are filled in.
+            echo
+            echo '# To be filled in: words of a command each, with {live}, {name} and {view} (docs/SEMANTICS.md).'
+            echo '[external]'
+            echo 'create = ["/bin/false", "{live}", "{name}"]'
+            echo 'list = ["/bin/false"]'
+            echo 'delete = ["/bin/false", "{name}"]'
+            echo 'rollback = ["/bin/false", "{live}", "{name}"]'
+            echo '# mount-view = ["/bin/false", "{name}", "{view}"]'
+        fi
     } > "$work/config"
     # The program reads it before it looks at the directory, and says what is wrong with it by status 2.
     found=0

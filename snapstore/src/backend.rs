@@ -466,6 +466,20 @@ pub trait Backend: Send + Sync {
         let _ = (height, epoch, labels);
         Err(crate::error::Error::Unsupported)
     }
+    /// Whether [`DeleteReport::freed_bytes`] is right for any set of snapshots, so that it is known beforehand how many
+    /// must go for some space. Where not, they go one by one, and the disk tells.
+    fn tells_what_is_freed(&self) -> bool {
+        true
+    }
+    /// Whether [`Usage::history_bytes`] is known.
+    fn tells_history(&self) -> bool {
+        true
+    }
+    /// As [`Backend::settle`], and until the file system below has given back what was deleted, for a minute at most.
+    /// `false`: it has not yet, or some of it is in use.
+    fn wait_freed(&self) -> Result<bool> {
+        self.settle().map(|()| true)
+    }
     /// Space and counts.
     fn usage(&self) -> Result<Usage>;
     /// Waits until the background work that is due now (sealing, reclaim, folding) is done.

@@ -49,7 +49,35 @@ pub fn prune(
         return Err(usage("the retention policy is empty: it says neither what to keep nor a limit"));
     }
     policy.check().map_err(usage)?;
-    for _ in 0..ATTEMPTS {
+    let mut report = PruneReport::default();
+    match prune_into(&mut report, backend, policy, dry_run, verb) {
+        Ok(true) => Ok(report),
+        Ok(false) if report.pruned.is_empty() => {
+            let message =
+                "heights changed faster than could be decided about them; nothing was pruned".to_owned();
+            Err(Failure { kind: FailureKind::Busy, message })
+        }
+        // The rest is for the next time.
+        Ok(false) => Ok(report),
+        Err(error) if report.pruned.is_empty() => Err(error.into()),
+        Err(error) => {
+            // What is gone is told of all the same.
+            report.unmet.push(error.to_string());
+            Ok(report)
+        }
+    }
+}
+
+/// Prunes as long as there is something to prune. `false`: it was given up, since something always came in between.
+fn prune_into(
+    report: &mut PruneReport,
+    backend: &dyn Backend,
+    policy: &Policy,
+    dry_run: bool,
+    verb: &Mutex<()>,
+) -> Result<bool> {
+    let mut attempts = 0;
+    while attempts < ATTEMPTS {
         // What the newest replaces goes only when the newest cannot be lost any more; younger ones do not count yet.
         let newest = backend.snapshots(false)?.pop();
         if let Some(newest) = &newest {
@@ -57,26 +85,32 @@ pub fn prune(
         }
         let mut listed = backend.snapshots(false)?;
         listed.retain(|listed| newest.as_ref().is_some_and(|newest| listed.height <= newest.height));
-        let (plan, unmet) = decide(backend, &listed, policy)?;
-        let pruned: Vec<Pruned> = plan.gone.iter().map(|&(height, why)| Pruned { height, why }).collect();
-        let heights: Vec<Height> = pruned.iter().map(|pruned| pruned.height).collect();
-        let kept = (listed.len() - heights.len()) as u64;
+        let (plan, unmet) = decide(backend, &listed, policy, dry_run)?;
+        let pruned = plan.gone.iter().map(|&(height, why)| Pruned { height, why });
+        let heights: Vec<Height> = plan.gone.iter().map(|(height, _)| *height).collect();
+        report.kept = (listed.len() - heights.len()) as u64;
+        report.unmet = unmet;
         if heights.is_empty() {
-            return Ok(PruneReport { kept, unmet, ..PruneReport::default() });
+            return Ok(true);
         }
-        let freed_bytes = if dry_run {
+        report.freed_bytes += if dry_run {
             backend.delete(&heights, true)?.freed_bytes
         } else {
             let _one = verb.lock();
             if !is_as_listed(&listed, &backend.snapshots(false)?) {
+                attempts += 1;
                 continue;
             }
             backend.delete(&heights, false)?.freed_bytes
         };
-        return Ok(PruneReport { pruned, freed_bytes, kept, unmet });
+        report.pruned.extend(pruned);
+        report.pruned.sort_unstable_by_key(|pruned| pruned.height);
+        if dry_run || !policy.limits_space() || backend.tells_what_is_freed() {
+            return Ok(true);
+        }
+        // What that has freed, the disk tells.
     }
-    let message = "heights changed faster than could be decided about them; nothing was pruned".to_owned();
-    Err(Failure { kind: FailureKind::Busy, message })
+    Ok(false)
 }
 
 /// Whether a decision made about `then` holds: what there was is there, held as it was, and newer ones may have come.
@@ -85,21 +119,47 @@ fn is_as_listed(then: &[SnapshotInfo], now: &[SnapshotInfo]) -> bool {
     now.len() >= then.len() && then.iter().zip(now).all(same)
 }
 
-fn decide(backend: &dyn Backend, listed: &[SnapshotInfo], policy: &Policy) -> Result<(Plan, Vec<String>)> {
+/// What goes, and which limits of space are not met by that. Where nobody knows beforehand what a deletion frees
+/// ([`Backend::tells_what_is_freed`]) first what the rules give up goes, then, each time that this is asked, one more.
+fn decide(
+    backend: &dyn Backend,
+    listed: &[SnapshotInfo],
+    policy: &Policy,
+    dry_run: bool,
+) -> Result<(Plan, Vec<String>)> {
     let items: Vec<Item> = listed.iter().map(Item::from).collect();
     let mut plan = plan(&items, policy);
     let mut unmet = Vec::new();
     if !policy.limits_space() {
         return Ok((plan, unmet));
     }
+    let told = backend.tells_what_is_freed();
+    if !told && !plan.gone.is_empty() && !dry_run {
+        return Ok((plan, unmet));
+    }
     // What an earlier deletion frees must not be counted as still in use.
-    backend.settle()?;
+    let given_back = backend.wait_freed()?;
     let freed = |heights: &[Height]| match heights {
         [] => Ok(0),
         _ => backend.delete(heights, true).map(|report| report.freed_bytes),
     };
+    let mut unmet_history = None;
     let mut meet = |need: u64, why, limit: String| -> Result<()> {
-        if need > 0 && !plan.free(need, why, freed)? {
+        if need == 0 {
+            return Ok(());
+        }
+        if !given_back {
+            unmet.push(format!(
+                "{limit}: {need} bytes are missing, and what was deleted is not free yet: a view of it is open, or the \
+                 file system takes its time; no other height goes before that"
+            ));
+        } else if !told && dry_run && !plan.spare.is_empty() {
+            unmet.push(format!(
+                "{limit}: {need} bytes are missing, and this backend cannot tell how many heights it takes to free \
+                 them; they would go one by one until it is enough, height {} first",
+                plan.spare[0]
+            ));
+        } else if !(if told { plan.free(need, why, freed)? } else { plan.give_up(why) }) {
             unmet.push(format!(
                 "{limit}: all that may be pruned does not free the {need} bytes that are missing; the newest and held \
                  heights, what rollbacks left and the live files stay"
@@ -107,7 +167,12 @@ fn decide(backend: &dyn Backend, listed: &[SnapshotInfo], policy: &Policy) -> Re
         }
         Ok(())
     };
-    if let Some(most) = policy.max_history_bytes {
+    if let Some(most) = policy.max_history_bytes.filter(|_| !backend.tells_history()) {
+        unmet_history = Some(format!(
+            "max-history-bytes {most}: what history takes is not known to this backend; limit it by min-free, capacity \
+             or rules"
+        ));
+    } else if let Some(most) = policy.max_history_bytes {
         let usage = backend.usage()?;
         let history = usage.history_bytes.saturating_sub(usage.reclaimable_bytes);
         meet(history.saturating_sub(most.0), Why::MaxHistoryBytes, format!("max-history-bytes {most}"))?;
@@ -116,6 +181,7 @@ fn decide(backend: &dyn Backend, listed: &[SnapshotInfo], policy: &Policy) -> Re
         let (free, total) = space(backend)?;
         meet(least.of(total).saturating_sub(free), Why::MinFree, format!("min-free {least}"))?;
     }
+    unmet.extend(unmet_history);
     Ok((plan, unmet))
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -20,6 +21,9 @@ use crate::merkle::{self, Hash};
 use crate::progress::Progress;
 use crate::types::{EpochId, Height};
 use crate::verify::{self, Activity, VerifyReport};
+
+/// How long the file system below may take to give back what was deleted, before somebody who waits for it goes on.
+const FREEING: Duration = Duration::from_secs(60);
 
 /// A store that is open.
 pub(crate) struct NativeStore {
@@ -168,6 +172,22 @@ impl Backend for NativeStore {
         labels: &BTreeMap<String, String>,
     ) -> Result<SnapshotInfo> {
         self.core.add_labels(height, epoch, labels)
+    }
+
+    /// What snapshots share with each other is freed with the last of them, which no file system tells beforehand.
+    fn tells_what_is_freed(&self) -> bool {
+        false
+    }
+
+    fn tells_history(&self) -> bool {
+        self.core.abilities.history
+    }
+
+    fn wait_freed(&self) -> Result<bool> {
+        self.settle()?;
+        let given_back = self.core.engine.wait_freed(FREEING)?;
+        // What is deleted while a view of it is open goes with that.
+        Ok(given_back && self.core.control.lock().catalog.doomed.epochs.is_empty())
     }
 
     fn usage(&self) -> Result<Usage> {

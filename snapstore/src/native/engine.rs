@@ -20,6 +20,7 @@
 //! 6. Nothing of what a call was not asked for is destroyed, whatever the file system's own tools would suggest.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +81,8 @@ pub struct Abilities {
     pub passthrough: bool,
     /// [`Engine::space`] tells what is true; where not, sizes are shown as unknown (0).
     pub space: bool,
+    /// [`Engine::totals`] tells what only history takes.
+    pub history: bool,
     /// What cannot be done here, in words, one sentence each: `tmfs status` shows them.
     pub limits: Vec<String>,
 }
@@ -128,6 +131,10 @@ pub trait Engine: Send + Sync {
     /// Space of everything; zeros where that is not known without reading all.
     fn totals(&self, _live: HeadId) -> Result<Totals> {
         Ok(Totals::default())
+    }
+    /// Waits until the file system has given back what was deleted, for at most about `time`. `false`: it has not.
+    fn wait_freed(&self, _time: Duration) -> Result<bool> {
+        Ok(true)
     }
     /// Whether a snapshot that [`Engine::kept`] lists after a power cut is there as a whole, also one that was not
     /// synced. Where not, the backend drops those that had not become durable.

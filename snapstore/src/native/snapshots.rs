@@ -143,6 +143,7 @@ impl Core {
         let report = DeleteReport { heights, freed_bytes: self.exclusive(&epochs)? };
         if !dry_run && !epochs.is_empty() {
             verb.commit(|c| epochs.iter().for_each(|&epoch| c.doom_epoch(epoch)))?;
+            self.end_views(&epochs);
             self.poke();
         }
         Ok(report)
@@ -173,6 +174,7 @@ impl Core {
                     }
                 }
             })?;
+            self.end_views(&gone);
             self.poke();
         }
         Ok(report)

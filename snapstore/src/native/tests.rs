@@ -369,14 +369,16 @@ fn a_view_in_use_outlives_the_deletion_of_its_snapshot() {
     let file = view.tree.open(ino).unwrap();
     store.delete(&[Height(2)], false).unwrap();
     store.settle().unwrap();
-    drop((view, again));
-    store.settle().unwrap();
     assert!(fixture.dir.path().join("snaps/2").exists(), "a file of it is open");
+    assert_eq!(view.tree.get_attr(ino).unwrap().size, 9, "and so it can be looked at");
+    assert!(matches!(view.tree.open(ino), Err(Error::Stale)), "but nothing else of it is opened");
     let mut buf = [0; 20];
     assert_eq!(file.read_at(&mut buf, 0).unwrap(), 9);
     drop(file);
     store.settle().unwrap();
-    assert!(!fixture.dir.path().join("snaps/2").exists());
+    assert!(!fixture.dir.path().join("snaps/2").exists(), "whoever only knows of it keeps nothing");
+    assert!(view.tree.get_attr(ino).is_err() && again.tree.read_dir(Ino::ROOT).is_err());
+    drop((view, again));
     assert_eq!(store.heights(), [Height(1), Height(3)]);
 }
 

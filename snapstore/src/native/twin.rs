@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -123,7 +124,13 @@ impl Engine for Twin {
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { keeps_heads: self.keeps_heads, passthrough: false, space: false, limits: Vec::new() }
+        Abilities {
+            keeps_heads: self.keeps_heads,
+            passthrough: false,
+            space: false,
+            history: false,
+            limits: Vec::new(),
+        }
     }
 
     fn kept(&self) -> Result<Kept> {
@@ -274,6 +281,10 @@ impl<E: Engine> Engine for Stopped<E> {
 
     fn totals(&self, live: HeadId) -> Result<Totals> {
         self.engine.totals(live)
+    }
+
+    fn wait_freed(&self, time: Duration) -> Result<bool> {
+        self.engine.wait_freed(time)
     }
 
     fn whole_when_kept(&self) -> bool {

@@ -2,11 +2,12 @@
 //!
 //! A snapshot has one view, however many look at it. It is made reachable for the first and given back after the last;
 //! each has a slot of its own for that, so that a slow one holds up nobody else. What is deleted while its view is in
-//! use is out of the catalog at once, and removed when the view is given back.
+//! use is out of the catalog at once, and removed when the view is given back. From the deletion on only files that are
+//! open use it: the kernel may know of its trees for days, and nobody would get the space back.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
@@ -27,6 +28,7 @@ pub(crate) struct Views {
 pub(crate) struct Slot {
     users: usize,
     table: Option<Arc<Table>>,
+    trees: Vec<Weak<ViewTree>>,
 }
 
 /// Somebody uses a view.
@@ -73,10 +75,21 @@ impl Core {
             }
         };
         slot.users += 1;
-        drop(slot);
         let keep = Arc::new(Use { core: self.clone(), epoch });
-        let tree = ViewTree { table, passthrough: self.abilities.passthrough, keep };
-        Ok(View { epoch, height, time, tree: Arc::new(tree) })
+        let tree = Arc::new(ViewTree::new(table, self.abilities.passthrough, keep));
+        slot.trees.retain(|tree| tree.strong_count() > 0);
+        slot.trees.push(Arc::downgrade(&tree));
+        Ok(View { epoch, height, time, tree })
+    }
+
+    /// The snapshots of these epochs were deleted: their trees keep nothing reachable any more.
+    pub(crate) fn end_views(&self, epochs: &[EpochId]) {
+        for epoch in epochs {
+            let slot = self.views.slots.lock().get(epoch).cloned();
+            let trees = slot.map(|slot| std::mem::take(&mut slot.lock().trees)).unwrap_or_default();
+            // The last one gives the view back, which takes the slot.
+            trees.iter().filter_map(Weak::upgrade).for_each(|tree| tree.end());
+        }
     }
 
     fn close_view(&self, epoch: EpochId) {

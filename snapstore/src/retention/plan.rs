@@ -73,6 +73,16 @@ impl Plan {
         self.gone.sort_unstable();
         Ok(most >= need)
     }
+
+    /// Gives up the first of [`Plan::spare`]. `false`: there is none.
+    pub fn give_up(&mut self, why: Why) -> bool {
+        if self.spare.is_empty() {
+            return false;
+        }
+        self.gone.push((self.spare.remove(0), why));
+        self.gone.sort_unstable();
+        true
+    }
 }
 
 /// Decides about a list, ascending by height. The limits of space need what only the disk knows: [`Plan::free`].

@@ -208,6 +208,11 @@ impl Drop for Below {
     }
 }
 
+/// The dataset of [`Place::Zfs`].
+pub fn dataset() -> String {
+    format!("{}/data", pool())
+}
+
 fn pool() -> String {
     format!("tmfs{}", std::process::id())
 }

@@ -188,6 +188,40 @@ fn again_it_changes_nothing_and_with_other_options_it_keeps_the_old_ones() {
 }
 
 #[test]
+fn the_commands_of_external_are_left_to_be_filled_in() {
+    let machine = Machine::new();
+    let said = machine.run(&[&machine.path(), "-i=5", "--mode=external"]).ok();
+    assert!(said.text().contains("fill in the commands of [external]"), "{said}");
+    let mount = |config: &Path| {
+        let mut command = Command::new(program::tmfs());
+        command.args(["mount", "--config"]).arg(config).arg("--store").arg(&machine.mount.store);
+        program::run(command.arg(&machine.mount.dir))
+    };
+    // As it is, nothing is taken over.
+    let config = machine.config();
+    let refused = mount(&config).fails(1);
+    assert!(refused.stderr.contains("/bin/false"), "{refused}");
+    assert!(machine.mount.dir.join("file").exists() && !machine.mount.store.exists());
+    // Filled in, it works.
+    let kept = machine.mount.work.path().join("kept");
+    fs::create_dir(&kept).unwrap();
+    let kept = kept.to_str().unwrap();
+    let text = fs::read_to_string(&config)
+        .unwrap()
+        .replace(
+            "create = [\"/bin/false\", \"{live}\", \"{name}\"]",
+            &format!("create = [\"cp\", \"-a\", \"{{live}}/.\", \"{kept}/{{name}}\"]"),
+        )
+        .replace("list = [\"/bin/false\"]", &format!("list = [\"ls\", \"{kept}\"]"))
+        .replace("delete = [\"/bin/false\", ", "delete = [\"true\", ")
+        .replace("rollback = [\"/bin/false\", ", "rollback = [\"true\", ");
+    fs::write(&config, text).unwrap();
+    mount(&config).ok();
+    machine.mount.snapshot(5);
+    assert_eq!(fs::read_dir(kept).unwrap().count(), 1);
+}
+
+#[test]
 fn what_is_wrong_is_refused_in_one_sentence_before_anything_changes() {
     let machine = Machine::new();
     let path = machine.path();

@@ -6,10 +6,10 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use tmfs_tests::mount::{Mount, Work};
-use tmfs_tests::program;
+use tmfs_tests::place::Place;
 use tmfs_tests::rng::Rng;
-use tmfs_tests::skip;
 use tmfs_tests::tree::With;
+use tmfs_tests::{in_places, program, skip};
 
 /// A mount with this `[retention]`.
 fn retaining(policy: &str) -> Mount {
@@ -159,4 +159,66 @@ fn before_the_disk_is_full_the_oldest_go() {
     mount.ok(&["verify"]);
     mount.unmount();
     drop(mount);
+}
+
+in_places!(btrfs Btrfs: space_is_made_one_height_at_a_time);
+in_places!(zfs Zfs: space_is_made_one_height_at_a_time);
+
+/// Where nobody knows beforehand what a height frees, no more of them go than it takes.
+fn space_is_made_one_height_at_a_time(place: Place) {
+    const SIZE: u64 = 8 << 20;
+    let mount = place.empty();
+    for height in 1..=12 {
+        let file = File::create(mount.live("big")).unwrap();
+        file.write_all_at(&Rng::new(height).bytes(SIZE as usize), 0).unwrap();
+        file.sync_all().unwrap();
+        mount.snapshot(height);
+    }
+    mount.ok(&["hold", "2"]);
+    // One that is deleted while somebody looks at it takes its space until he is done.
+    let looks = File::open(mount.view(7).join("big")).unwrap();
+    mount.ok(&["delete", "7"]);
+    let free = || {
+        let stat = nix::sys::statvfs::statvfs(&mount.dir).unwrap();
+        stat.blocks_available() * stat.fragment_size()
+    };
+    let wanted = (free() + 3 * SIZE + SIZE / 2).to_string();
+    let options = ["prune", "--min-free", &wanted];
+    let dry = mount.tmfs(&[&options[..], &["--dry-run", "--json"]].concat());
+    assert!(dry.stderr.contains("a view of it is open"), "{dry}");
+    let waits = mount.tmfs(&options);
+    assert!(waits.code() == 1 && waits.stderr.contains("a view of it is open"), "{waits}");
+    assert_eq!(mount.heights().len(), 11, "nothing goes in its place");
+    drop(looks);
+    program::wait_until("the view to be closed", || {
+        let dry = mount.tmfs(&[&options[..], &["--dry-run"]].concat());
+        !dry.stderr.contains("a view of it is open")
+    });
+    let wanted = (free() + 3 * SIZE + SIZE / 2).to_string();
+    let options = ["prune", "--min-free", &wanted];
+    let dry = mount.tmfs(&[&options[..], &["--dry-run"]].concat());
+    assert_eq!(dry.code(), 1, "it cannot be told: {dry}");
+    assert!(dry.stderr.contains("height 1 first"), "{dry}");
+    assert_eq!(mount.heights().len(), 11, "a dry run deletes nothing");
+
+    let report = mount.json(&options);
+    let gone = pruned(&report);
+    // The metadata of a file system takes some, and gives some back.
+    assert!(
+        (4..=5).contains(&gone.len()) && gone.starts_with(&[1, 3, 4, 5]),
+        "the oldest, as many as needed: {report}"
+    );
+    assert!(free() >= wanted.parse().unwrap());
+    assert_eq!(report["kept"].as_u64().unwrap() + gone.len() as u64, 11);
+    assert!(mount.heights().contains(&2), "held");
+    assert_eq!(pruned(&mount.json(&options)), [0; 0], "nothing is left to do");
+
+    let everything = mount.tmfs(&["prune", "--min-free", "90%", "--max-history-bytes", "1"]);
+    if place == Place::Btrfs {
+        assert!(
+            everything.stderr.contains("max-history-bytes 1: what history takes is not known"),
+            "{everything}"
+        );
+        assert_eq!(everything.code(), 1);
+    }
 }

@@ -24,6 +24,9 @@ const NAME_MAX_V2: usize = 4039;
 
 /// `BTRFS_QUOTA_TREE_OBJECTID`.
 pub(super) const QUOTA_TREE: u64 = 8;
+/// The tree of all trees, and the type of its items that are the roots of others (`btrfs_tree.h`).
+const ROOT_TREE: u64 = 1;
+const ROOT_ITEM: u32 = 132;
 /// `BTRFS_QGROUP_INFO_KEY`.
 pub(super) const QGROUP_INFO: u32 = 242;
 
@@ -108,6 +111,7 @@ struct SearchArgs {
 const SEARCH_HEAD: usize = 112;
 const _: () = assert!(std::mem::offset_of!(SearchArgs, buf) == SEARCH_HEAD);
 
+const SYNC: libc::Ioctl = nix::request_code_none!(MAGIC, 8);
 const TREE_SEARCH_V2: libc::Ioctl = nix::request_code_readwrite!(MAGIC, 17, SEARCH_HEAD);
 const INO_LOOKUP: libc::Ioctl = nix::request_code_readwrite!(MAGIC, 18, 4096);
 const WAIT_SYNC: libc::Ioctl = nix::request_code_write!(MAGIC, 22, 8);
@@ -288,6 +292,22 @@ pub(super) fn commit(file_system: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { call(file_system, START_SYNC, &raw mut transaction) }?;
     // SAFETY: this request reads a `u64`.
     unsafe { call(file_system, WAIT_SYNC, &raw mut transaction) }
+}
+
+/// Syncs the file system, and has it begin to free what was deleted, which it would do within half a minute by itself.
+pub(super) fn sync_and_clean(file_system: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: this request takes no argument.
+    unsafe { call(file_system, SYNC, std::ptr::null_mut::<u8>()) }
+}
+
+/// Whether the file system still has anything of the subvolume with this number, deleted or not. Needs root.
+pub(super) fn is_there(at: BorrowedFd<'_>, subvolume: u64) -> io::Result<bool> {
+    let mut there = false;
+    search(at, ROOT_TREE, (ROOT_ITEM, (subvolume, 0), 0), |item| {
+        there = item.objectid == subvolume;
+        Ok(false)
+    })?;
+    Ok(there)
 }
 
 /// Makes `to`, an empty file, share all of the content of `from`.

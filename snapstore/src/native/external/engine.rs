@@ -176,7 +176,7 @@ impl Engine for External {
         if config.mount_view.is_none() {
             limits.push("snapshots cannot be looked into: no mount-view command is configured".into());
         }
-        Abilities { keeps_heads: false, passthrough: false, space: false, limits }
+        Abilities { keeps_heads: false, passthrough: false, space: false, history: false, limits }
     }
 
     fn kept(&self) -> Result<Kept> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use nix::dir::{Dir, Type};
 use nix::fcntl::{OFlag, readlinkat};
+use parking_lot::Mutex;
 
 use super::errors::failed;
 use super::file::{NativeFile, open_file};
@@ -110,14 +111,26 @@ fn kind_of(kind: Type) -> FileKind {
     }
 }
 
-/// A view: a snapshot's files, kept reachable as long as this, or a file that was opened in it, is there.
+/// A view: a snapshot's files, kept reachable as long as this (until it is ended), or a file that was opened in it, is
+/// there.
 pub(crate) struct ViewTree {
-    /// The files.
-    pub table: Arc<Table>,
-    /// Whether the kernel may get their descriptors.
-    pub passthrough: bool,
-    /// What keeps the view reachable.
-    pub keep: Arc<dyn Send + Sync>,
+    table: Arc<Table>,
+    passthrough: bool,
+    keep: Mutex<Option<Arc<dyn Send + Sync>>>,
+}
+
+impl ViewTree {
+    /// The view of these files. `passthrough`: the kernel may get their descriptors; `keep`: what keeps them reachable.
+    pub(crate) fn new(table: Arc<Table>, passthrough: bool, keep: Arc<dyn Send + Sync>) -> ViewTree {
+        ViewTree { table, passthrough, keep: Mutex::new(Some(keep)) }
+    }
+
+    /// The snapshot was deleted: this keeps nothing reachable any more. Files that are open do; when the last of them is
+    /// closed, everything here fails.
+    pub(crate) fn end(&self) {
+        let keep = self.keep.lock().take();
+        drop(keep);
+    }
 }
 
 impl Tree for ViewTree {
@@ -150,8 +163,8 @@ impl Tree for ViewTree {
     }
 
     fn open(&self, ino: Ino) -> Result<Arc<dyn FileRead>> {
+        let _keep = Some(self.keep.lock().clone().ok_or(Error::Stale)?);
         let (node, file) = open_file(&self.table, ino, false, self.passthrough)?;
-        let _keep = Some(self.keep.clone());
         Ok(Arc::new(NativeFile { ino, file, node, head: None, times: Times::Keep, _keep }))
     }
 

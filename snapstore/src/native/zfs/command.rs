@@ -51,6 +51,14 @@ impl Zfs {
         output(&Run::new(zpool, CHANGE).args(["sync", pool])).map(drop)
     }
 
+    /// How many bytes of what was deleted a pool has not given back yet. A ZFS that frees at once has no such property.
+    pub(crate) fn freeing(&self, pool: &str) -> u64 {
+        let zpool = self.program.with_file_name("zpool");
+        let printed = output(&Run::new(zpool, LOOK).args(["get", "-Hp", "-o", "value", "freeing", pool]));
+        let value = printed.ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    }
+
     fn command<S: AsRef<OsStr>>(&self, args: &[S], limit: Duration) -> Run {
         Run::new(&self.program, limit).args(args.iter().map(AsRef::as_ref))
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::command::Zfs;
 use super::family::{EPOCH, HASH, HEIGHT, Part, STORE, TIME, snapshot_name};
@@ -91,7 +93,7 @@ impl Engine for ZfsEngine {
             limits.push("zfs-fuse: every open view is a clone in the pool until it is closed".to_owned());
         }
         // zfs-fuse is itself behind the kernel's cache, which has no barrier: a cut would miss what is only mapped.
-        Abilities { keeps_heads: true, passthrough: self.pool.in_kernel, space: true, limits }
+        Abilities { keeps_heads: true, passthrough: self.pool.in_kernel, space: true, history: true, limits }
     }
 
     fn kept(&self) -> Result<Kept> {
@@ -212,6 +214,25 @@ impl Engine for ZfsEngine {
         let roots: Vec<&Part> = family.heads.values().filter_map(|parts| parts.first()).collect();
         let all = sum(roots.iter().copied(), |part| part.used);
         Ok(Totals { live, history: all.saturating_sub(live) })
+    }
+
+    fn wait_freed(&self, time: Duration) -> Result<bool> {
+        if !self.pool.in_kernel {
+            // It frees what it deletes before the command ends.
+            return Ok(true);
+        }
+        let family = self.pool.found()?;
+        let Some(part) = family.heads.values().flatten().next() else { return Ok(true) };
+        let pool = Pool::pool_of(&part.name);
+        let until = Instant::now() + time;
+        while self.pool.zfs.freeing(pool) > 0 {
+            if Instant::now() > until {
+                return Ok(false);
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        self.pool.zfs.sync_pool(pool)?;
+        Ok(true)
     }
 
     fn close(&self) -> Result<()> {

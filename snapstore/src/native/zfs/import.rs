@@ -41,10 +41,13 @@ pub(crate) fn list(pool: &Pool) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for name in names {
         let Some((dataset, height)) = name.split_once('@') else { continue };
-        if !roots.contains(&dataset) || !height.bytes().all(|byte| byte.is_ascii_digit()) {
+        // As the ancestor writes them: `07` is somebody else's.
+        let Some(height) = height.parse().ok().filter(|number: &u64| number.to_string() == height) else {
+            continue;
+        };
+        if !roots.contains(&dataset) {
             continue;
         }
-        let Ok(height) = height.parse() else { continue };
         let seconds = listing::get(&pool.zfs, &["creation"], &[&name], false)?
             .first()
             .map_or(Ok(0), |entry| entry.number("creation"))?;

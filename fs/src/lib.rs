@@ -42,3 +42,4 @@ mod ways;
 
 pub use mount::{Cache, MountError, MountOptions, SLOW_REQUEST, clear_dead_mount, mount};
 pub use mounted::Mounted;
+pub use sys::give_back_memory;

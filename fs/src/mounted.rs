@@ -196,7 +196,7 @@ impl Mounted {
     }
 
     /// As [`Mounted::wait`], for at most so long; `None`: it is still mounted.
-    pub(crate) fn wait_for(&self, time: std::time::Duration) -> Option<Result<(), Failure>> {
+    pub fn wait_for(&self, time: std::time::Duration) -> Option<Result<(), Failure>> {
         let mut end = self.end.lock();
         self.ended.wait_while_for(&mut end, |end| end.is_none(), time);
         end.clone()

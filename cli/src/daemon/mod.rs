@@ -17,6 +17,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use snapstore::control::server::Server;
@@ -28,6 +29,9 @@ use crate::extras::{self, Extras};
 use crate::output::recovery_lines;
 use follow::Followed;
 use ready::Ready;
+
+/// So long after the mount the memory that opening took, and does not need any more, is given back.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// What is mounted, and how.
 #[derive(Clone, Debug)]
@@ -110,8 +114,13 @@ pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
     tracing::info!(data_dir = %plan.data_dir.display(), store = %plan.store.display(), version, "mounted");
     utab::note(&plan.data_dir);
     ready.mounted(notices);
-
-    let ended = mounted.wait();
+    let ended = match mounted.wait_for(SETTLED) {
+        Some(ended) => ended,
+        None => {
+            tmfs_fs::give_back_memory();
+            mounted.wait()
+        }
+    };
     utab::forget(&plan.data_dir);
     followed.end();
     // Whoever asked for the unmount gets the answer first.

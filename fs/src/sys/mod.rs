@@ -30,3 +30,13 @@ pub(crate) fn leave_fuse() -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// Gives memory that was freed back to the system. Opening a store reads all of its metadata once, page by page, and the
+/// allocator keeps what that took: twice of what is in use, with 1,000,000 files.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointers; the allocator locks what it touches.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

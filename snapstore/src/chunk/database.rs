@@ -227,6 +227,34 @@ impl ReadView {
         Ok(None)
     }
 
+    /// All versions of a row in a lineage before `limit`, newest first, in one go through the tree.
+    pub(super) fn versions<'v>(
+        &'v self,
+        lineage: &'v Lineage,
+        key: &Key,
+        limit: EpochId,
+    ) -> Result<impl Iterator<Item = Result<(EpochId, Value)>> + 'v> {
+        let stored = match self.may_have(key.as_bytes()) {
+            true => {
+                let (low, high) = (key.at(EpochId(0)), key.at(limit));
+                Some(self.rows.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(database)?)
+            }
+            false => None,
+        };
+        Ok(stored.into_iter().flatten().rev().filter_map(move |entry| {
+            let row = || {
+                let (stored, value) = entry.map_err(database)?;
+                let (_, epoch) = split_epoch(stored.value())?;
+                if !lineage.contains(epoch) {
+                    return Ok(None);
+                }
+                let value = live(stored.value(), value.value())?.map(Arc::from);
+                Ok(Some((epoch, value)))
+            };
+            row().transpose()
+        }))
+    }
+
     pub(super) fn row_at(&self, key: &Key, epoch: EpochId) -> Result<Option<Value>> {
         let at = key.at(epoch);
         let stored = self.rows.get(at.as_slice()).map_err(database)?;

@@ -10,7 +10,7 @@ use super::lineage::Lineage;
 use super::rows::{DentryRow, InodeRow, Key, KeyKind, LayerRow, Row};
 use crate::backend::{FileRead, Seek, Tree};
 use crate::error::{Error, Result};
-use crate::types::{Attr, DirEntry, FileKind, Ino, NAME_MAX, StatFs};
+use crate::types::{Attr, CHUNK_SIZE, DirEntry, FileKind, Ino, NAME_MAX, StatFs};
 
 /// Looks rows up in a lineage.
 pub(crate) struct Lookup<'a> {
@@ -82,23 +82,24 @@ impl Lookup<'_> {
         let mut first = true;
         self.core.meta.versions(self.lineage, &Key::layer(ino), |epoch, value| {
             let Some(bytes) = value else { return Ok(true) };
-            let (size, limit, blocks) = match self.core.live_layer(ino, epoch, &LayerRow::decode(bytes)?) {
-                Some(layer) => {
-                    let (size, limit, sealed, blocks) = {
-                        let s = layer.state.read();
-                        (s.size, s.limit, s.sealed, s.blocks)
-                    };
-                    let now = match sealed {
-                        true => blocks,
-                        false => layer.blocks(&*self.core.disk)?,
-                    };
-                    (size, limit, now)
-                }
-                None => {
-                    let row = self.core.row_of_gone(ino, epoch, bytes)?;
-                    (row.size, row.limit, row.blocks)
-                }
-            };
+            let (size, limit, sealed, visible, blocks) =
+                match self.core.live_layer(ino, epoch, &LayerRow::decode(bytes)?) {
+                    Some(layer) => {
+                        let (size, limit, sealed, visible, blocks) = {
+                            let s = layer.state.read();
+                            (s.size, s.limit, s.sealed, s.visible, s.blocks)
+                        };
+                        let now = if sealed { blocks } else { layer.blocks(&*self.core.disk)? };
+                        (size, limit, sealed, visible, now)
+                    }
+                    None => {
+                        let row = self.core.row_of_gone(ino, epoch, bytes)?;
+                        (row.size, row.limit, row.sealed, row.visible, row.blocks)
+                    }
+                };
+            // A sealed layer knows what is seen through it: a file may have one for each height there is.
+            let known = sealed && limit != 0 && visible > 0;
+            let blocks = if known { visible * (CHUNK_SIZE / 512) } else { blocks };
             if first {
                 extent.size = size;
                 extent.blocks = blocks;
@@ -107,7 +108,7 @@ impl Lookup<'_> {
                 extent.blocks = (extent.blocks + blocks).min(extent.size.div_ceil(4096) * 8);
             }
             first = false;
-            Ok(limit == 0)
+            Ok(known || limit == 0)
         })?;
         Ok(extent)
     }

@@ -327,23 +327,31 @@ impl Meta {
         // Of one epoch the youngest memtable's row counts, which comes first.
         recent.dedup_by_key(|(epoch, _)| *epoch);
         let mut recent = recent.into_iter().peekable();
-        let mut limit = EpochId(u64::MAX);
+        // Nothing is newer than the tip: what is under way is in memory, mostly, and the disk need not be asked.
+        let mut done = None;
+        if let Some((epoch, value)) = recent.next_if(|(epoch, _)| *epoch == lineage.tip()) {
+            if last(epoch, &value)? {
+                return Ok(());
+            }
+            done = Some(epoch);
+        }
+        let mut stored = view.versions(lineage, key, EpochId(lineage.tip().0 + 1))?.peekable();
         loop {
-            // Nothing is newer than the tip.
-            let stored = match recent.peek() {
-                Some((epoch, _)) if *epoch == lineage.tip() => None,
-                _ => view.newest_below(lineage, key, limit)?,
+            // Of one epoch the memtable's row is the younger one.
+            while stored
+                .next_if(|row| row.as_ref().is_ok_and(|(epoch, _)| done.is_some_and(|done| *epoch >= done)))
+                .is_some()
+            {}
+            let memory_first = match (recent.peek(), stored.peek()) {
+                (Some((epoch, _)), Some(Ok((stored, _)))) => epoch >= stored,
+                (memory, stored) => memory.is_some() && stored.is_none(),
             };
-            let memory_first = match (recent.peek(), &stored) {
-                (Some((epoch, _)), Some((stored, _))) => epoch >= stored,
-                (memory, _) => memory.is_some(),
-            };
-            let next = if memory_first { recent.next() } else { stored };
+            let next = if memory_first { recent.next() } else { stored.next().transpose()? };
             let Some((epoch, value)) = next else { return Ok(()) };
             if last(epoch, &value)? {
                 return Ok(());
             }
-            limit = epoch;
+            done = Some(epoch);
         }
     }
 

@@ -7,6 +7,7 @@
 //! However it is unmounted, by the verb, by `umount` or by the end of the connection, the same thing happens last:
 //! the store is closed and marked clean, and [`Mounted::wait`] returns.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};
@@ -390,9 +391,17 @@ impl Mounted {
     /// waits for it with that lock held.
     pub(crate) fn drop_gone_heights(&self) {
         let Some(kernel) = self.kernel() else { return };
-        for (epoch, name) in self.tree.views.names() {
-            let Some(height) = height_of(&name) else { continue };
-            if self.backend.find(HeightQuery::Exact(height)).is_ok_and(|found| found.epoch == epoch) {
+        let names = self.tree.views.names().into_iter();
+        let known: Vec<_> =
+            names.filter_map(|(epoch, name)| Some((height_of(&name)?, epoch, name))).collect();
+        if known.is_empty() {
+            return;
+        }
+        // Where that cannot be told the kernel asks for all of them again.
+        let there = self.backend.snapshots(false).unwrap_or_default();
+        let there: HashMap<_, _> = there.into_iter().map(|found| (found.height, found.epoch)).collect();
+        for (height, epoch, name) in known {
+            if there.get(&height) == Some(&epoch) {
                 continue;
             }
             if let Err(error) = kernel.forget_name(Virtual::Heights.id(), &name) {

@@ -21,6 +21,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use snapstore::control::Failure;
@@ -43,6 +44,9 @@ pub(crate) enum Flush {
 
 /// How many inodes are flushed at once. Each needs a worker or two to take its pages.
 const PARALLEL: usize = 4;
+
+/// For so many milliseconds a file that is not there may turn out to be one that was just removed.
+const GOING: u32 = 100;
 
 /// Lets the current thread reach live inodes by number, as long as it exists.
 pub(crate) struct Flusher<'t> {
@@ -120,8 +124,18 @@ impl Mounted {
             {
                 Ok(false)
             }
+            // It has just lost its last name, so it is in no snapshot; some file systems below find it no more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_going(id) => Ok(true),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether an inode has no name any more, or is closed: whoever removes it says so a moment after it is gone.
+    fn is_going(&self, id: NodeId) -> bool {
+        (0..GOING).any(|_| {
+            thread::sleep(Duration::from_millis(1));
+            self.tree.lookups.is_nameless(id) || !self.tree.handles.is_writer(id)
+        })
     }
 
     /// The slow way: dropping cached pages writes them back first.

@@ -107,6 +107,11 @@ impl Lookups {
         nameless
     }
 
+    /// Whether the kernel knows it, and it has no name.
+    pub fn is_nameless(&self, id: NodeId) -> bool {
+        self.shard(id).lock().get(&id).is_some_and(|known| known.nameless)
+    }
+
     /// Whether the kernel references it.
     pub fn is_known(&self, id: NodeId) -> bool {
         self.shard(id).lock().contains_key(&id)

@@ -115,7 +115,10 @@ impl Mounted {
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(self.path_of(id));
         match opened {
-            Ok(file) => flush_file(&file, what).map(|()| true),
+            Ok(file) => match flush_file(&file, what) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_going(id) => Ok(true),
+                flushed => flushed.map(|()| true),
+            },
             // Closed for good since we listed it, so the kernel has flushed it.
             Err(_) if !self.tree.handles.is_writer(id) => Ok(true),
             // Without root, a file that its owner may not read; or one that somebody holds a lease on.

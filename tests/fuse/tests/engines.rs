@@ -78,7 +78,7 @@ fn leveldb(place: Place) {
 }
 
 fn rocksdb_holds_every_acknowledged_put(place: Place) {
-    if skip::unless_program("ldb", "RocksDB") {
+    if place.ends_under_rocksdb() || skip::unless_program("ldb", "RocksDB") {
         return;
     }
     let mount = place.empty();
@@ -88,7 +88,10 @@ fn rocksdb_holds_every_acknowledged_put(place: Place) {
 }
 
 fn rocksdb_under_load_is_consistent_at_every_height(place: Place) {
-    if skip::unless_program("ldb", "RocksDB") || skip::unless_program("db_bench", "RocksDB") {
+    if place.ends_under_rocksdb()
+        || skip::unless_program("ldb", "RocksDB")
+        || skip::unless_program("db_bench", "RocksDB")
+    {
         return;
     }
     let mount = place.empty();

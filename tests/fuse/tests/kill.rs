@@ -128,6 +128,9 @@ fn times(place: Place) -> u64 {
 }
 
 fn rocksdb(place: Place) {
+    if place.ends_under_rocksdb() {
+        return;
+    }
     if !(skip::unless_program("ldb", "RocksDB") || skip::unless_program("db_bench", "RocksDB")) {
         kills(place, Kind::RocksDb, 1, times(place));
     }

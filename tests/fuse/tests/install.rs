@@ -67,6 +67,13 @@ impl Machine {
             .expect("a configuration")
     }
 
+    /// Mounts the data dir by a configuration, as the unit does.
+    fn mount_from(&self, config: &Path) -> Outcome {
+        let mut command = Command::new(program::tmfs());
+        command.args(["mount", "--config"]).arg(config).arg("--store").arg(&self.mount.store);
+        program::run(command.arg(&self.mount.dir))
+    }
+
     /// Every file: its size or target, its mode, and when it was last written.
     fn files(&self) -> BTreeMap<PathBuf, (String, u32, i64)> {
         let mut files = BTreeMap::new();
@@ -124,15 +131,7 @@ fn the_ancestor_s_line_sets_up_a_service_whose_configuration_works() {
     // What it says is what the mount does.
     let text = fs::read_to_string(&config).unwrap();
     assert!(text.contains("backend = \"chunk\""), "{text}");
-    let mounted = Command::new(program::tmfs())
-        .args(["mount", "--config"])
-        .arg(&config)
-        .arg("--store")
-        .arg(&machine.mount.store)
-        .arg(&machine.mount.dir)
-        .output()
-        .unwrap();
-    assert!(mounted.status.success(), "{mounted:?}");
+    machine.mount_from(&config).ok();
     let policy = machine.mount.status()["retention"].as_str().unwrap().to_owned();
     assert!(policy.contains("multiples of 10") && policy.contains("at most 7"), "{policy}");
 }
@@ -149,15 +148,7 @@ fn a_follower_and_a_preset_go_into_the_configuration() {
     let retention = text.split("[retention]\n").nth(1).unwrap();
     assert_eq!(retention, "capacity = 100\nalgorithm = \"fair\"\n");
     assert!(text.contains("preset = \"geth\"\n") && text.contains("[follow]\nsource = \"file:"), "{text}");
-    let mounted = Command::new(program::tmfs())
-        .args(["mount", "--config"])
-        .arg(machine.config())
-        .arg("--store")
-        .arg(&machine.mount.store)
-        .arg(&machine.mount.dir)
-        .output()
-        .unwrap();
-    assert!(mounted.status.success(), "{mounted:?}");
+    machine.mount_from(&machine.config()).ok();
     program::wait_until("a snapshot of the height that the file holds", || machine.mount.heights() == [120]);
     fs::write(&height, "121\n").unwrap();
     fs::write(&height, "125\n").unwrap();
@@ -192,14 +183,9 @@ fn the_commands_of_external_are_left_to_be_filled_in() {
     let machine = Machine::new();
     let said = machine.run(&[&machine.path(), "-i=5", "--mode=external"]).ok();
     assert!(said.text().contains("fill in the commands of [external]"), "{said}");
-    let mount = |config: &Path| {
-        let mut command = Command::new(program::tmfs());
-        command.args(["mount", "--config"]).arg(config).arg("--store").arg(&machine.mount.store);
-        program::run(command.arg(&machine.mount.dir))
-    };
     // As it is, nothing is taken over.
     let config = machine.config();
-    let refused = mount(&config).fails(1);
+    let refused = machine.mount_from(&config).fails(1);
     assert!(refused.stderr.contains("/bin/false"), "{refused}");
     assert!(machine.mount.dir.join("file").exists() && !machine.mount.store.exists());
     // Filled in, it works.
@@ -216,7 +202,7 @@ fn the_commands_of_external_are_left_to_be_filled_in() {
         .replace("delete = [\"/bin/false\", ", "delete = [\"true\", ")
         .replace("rollback = [\"/bin/false\", ", "rollback = [\"true\", ");
     fs::write(&config, text).unwrap();
-    mount(&config).ok();
+    machine.mount_from(&config).ok();
     machine.mount.snapshot(5);
     assert_eq!(fs::read_dir(kept).unwrap().count(), 1);
 }

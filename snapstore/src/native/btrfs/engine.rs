@@ -15,8 +15,6 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use nix::sys::stat::{Mode, mkdirat};
 
 use super::{space, subvolume, sys};
@@ -37,8 +35,6 @@ pub struct BtrfsEngine {
     store: OwnedFd,
     heads: OwnedFd,
     snapshots: OwnedFd,
-    /// The numbers of subvolumes that were deleted, and may not be freed yet.
-    freeing: Mutex<Vec<u64>>,
 }
 
 impl BtrfsEngine {
@@ -55,7 +51,7 @@ impl BtrfsEngine {
             }
             let heads = subvolume::open_below(store.as_fd(), HEADS)?;
             let snapshots = subvolume::open_below(store.as_fd(), SNAPSHOTS)?;
-            Ok(BtrfsEngine { path: path.into(), store, heads, snapshots, freeing: Mutex::default() })
+            Ok(BtrfsEngine { path: path.into(), store, heads, snapshots })
         };
         let engine = opened().map_err(io)?;
         if !subvolume::is_on_btrfs(engine.store.as_fd()).map_err(Error::io("stat", path))? {
@@ -110,8 +106,6 @@ impl BtrfsEngine {
 
     fn delete(&self, dir: BorrowedFd<'_>, number: u64, path: PathBuf) -> Result<()> {
         let name = name_of(number);
-        let subvolume = subvolume::open(dir, &name).map_err(Error::io("open", &path))?;
-        let id = subvolume.map(|fd| sys::info(fd.as_fd())).transpose().map_err(Error::io("stat", &path))?;
         match subvolume::destroy(dir, &name) {
             Err(e) if e.raw_os_error() == Some(libc::ENOTEMPTY) => {
                 let inside = subvolume::open(dir, &name).and_then(|fd| match fd {
@@ -128,11 +122,7 @@ impl BtrfsEngine {
                     "is it the default subvolume? Make another one that, with `btrfs subvolume set-default`";
                 Err(Error::io("delete", &path)(std::io::Error::new(e.kind(), format!("{e}; {reason}"))))
             }
-            done => {
-                done.map_err(Error::io("delete", &path))?;
-                self.freeing.lock().extend(id.map(|info| info.id));
-                Ok(())
-            }
+            done => done.map_err(Error::io("delete", &path)),
         }
     }
 }
@@ -244,26 +234,21 @@ impl Engine for BtrfsEngine {
 
     fn wait_freed(&self, time: Duration) -> Result<bool> {
         let at = self.store.as_fd();
+        let left = || sys::being_freed(at).map_err(Error::io("look into", &self.path));
+        if left()?.is_empty() {
+            return Ok(true);
+        }
         let until = Instant::now() + time;
-        let mut left = self.freeing.lock().clone();
         sys::sync_and_clean(at).map_err(Error::io("sync", &self.path))?;
-        while Instant::now() < until {
-            let mut still = Vec::new();
-            for id in left {
-                if sys::is_there(at, id).map_err(Error::io("look into", &self.path))? {
-                    still.push(id);
-                }
-            }
-            left = still;
-            if left.is_empty() {
-                break;
+        while !left()?.is_empty() {
+            if Instant::now() > until {
+                return Ok(false);
             }
             thread::sleep(Duration::from_millis(10));
         }
-        self.freeing.lock().retain(|id| left.contains(id));
         // The last of it is given back with the next transaction.
         sys::commit(at).map_err(Error::io("sync", &self.path))?;
-        Ok(left.is_empty())
+        Ok(true)
     }
 
     fn close(&self) -> Result<()> {

@@ -27,6 +27,9 @@ pub(super) const QUOTA_TREE: u64 = 8;
 /// The tree of all trees, and the type of its items that are the roots of others (`btrfs_tree.h`).
 const ROOT_TREE: u64 = 1;
 const ROOT_ITEM: u32 = 132;
+/// Where that tree notes what was deleted and is not gone yet: one item each, whose offset is its number.
+const ORPHANS: u64 = -5_i64 as u64;
+const ORPHAN_ITEM: u32 = 48;
 /// `BTRFS_QGROUP_INFO_KEY`.
 pub(super) const QGROUP_INFO: u32 = 242;
 
@@ -300,14 +303,25 @@ pub(super) fn sync_and_clean(file_system: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { call(file_system, SYNC, std::ptr::null_mut::<u8>()) }
 }
 
-/// Whether the file system still has anything of the subvolume with this number, deleted or not. Needs root.
-pub(super) fn is_there(at: BorrowedFd<'_>, subvolume: u64) -> io::Result<bool> {
-    let mut there = false;
-    search(at, ROOT_TREE, (ROOT_ITEM, (subvolume, 0), 0), |item| {
-        there = item.objectid == subvolume;
-        Ok(false)
+/// The numbers of the subvolumes, whoever had them, that were deleted and are not freed yet. Needs root.
+pub(super) fn being_freed(at: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
+    let mut orphans = Vec::new();
+    search(at, ROOT_TREE, (ORPHAN_ITEM, (ORPHANS, 0), 0), |item| {
+        if item.objectid == ORPHANS {
+            orphans.push(item.offset);
+        }
+        Ok(true)
     })?;
-    Ok(there)
+    let mut subvolumes = Vec::new();
+    for number in orphans {
+        search(at, ROOT_TREE, (ROOT_ITEM, (number, 0), 0), |item| {
+            if item.objectid == number {
+                subvolumes.push(number);
+            }
+            Ok(false)
+        })?;
+    }
+    Ok(subvolumes)
 }
 
 /// Makes `to`, an empty file, share all of the content of `from`.

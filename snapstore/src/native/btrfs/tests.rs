@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::volume::{Volume, must};
 use super::{BtrfsEngine, subvolume, sys};
@@ -78,6 +79,33 @@ fn a_snapshot_stays_a_branch_goes_its_own_way_and_each_is_deleted_alone() {
     store.engine.delete_snapshot(EpochId(2)).unwrap();
     store.engine.delete_head(HeadId(1)).unwrap();
     store.engine.sync().unwrap();
+}
+
+#[test]
+fn what_was_deleted_is_waited_for_also_after_a_restart() {
+    let Some(volume) = Volume::new() else { return };
+    let store = Store::new(&volume);
+    let at = open_dir(&store.path).unwrap();
+    assert!(
+        store.engine.wait_freed(Duration::ZERO).unwrap(),
+        "nothing was deleted: there is nothing to wait for"
+    );
+    fs::write(store.head(1).join("file"), vec![7; 64 << 20]).unwrap();
+    store.snapshot(1, 2);
+    fs::remove_file(store.head(1).join("file")).unwrap();
+    store.engine.sync().unwrap();
+    let free = || {
+        let stat = nix::sys::statvfs::fstatvfs(&at).unwrap();
+        stat.blocks_available() * stat.fragment_size()
+    };
+    let before = free();
+    store.engine.delete_snapshot(EpochId(2)).unwrap();
+    assert_eq!(sys::being_freed(at.as_fd()).unwrap().len(), 1);
+    // Another engine, as after a restart.
+    let again = BtrfsEngine::open(at.as_fd(), &store.path).unwrap();
+    assert!(again.wait_freed(Duration::from_secs(60)).unwrap());
+    assert_eq!(sys::being_freed(at.as_fd()).unwrap(), [0; 0]);
+    assert!(free() >= before + (60 << 20), "{} before, {} after", before, free());
 }
 
 #[test]

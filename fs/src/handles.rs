@@ -6,7 +6,7 @@
 //! Handles open for writing are counted per inode. They are what a barrier must flush, since nothing else can have
 //! dirty pages, and what a rollback must not cut off unasked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::sync::Arc;
 
@@ -31,6 +31,19 @@ pub enum Handle {
     View(Arc<dyn FileRead>),
     /// A directory.
     Directory(Directory),
+}
+
+impl Handle {
+    /// The node it was opened from; `None` for a file of a view.
+    fn node(&self) -> Option<NodeId> {
+        match self {
+            Handle::LiveRead(file) => Some(file.id),
+            Handle::LiveWrite(file) => Some(file.id),
+            Handle::Flush(id) => Some(*id),
+            Handle::Directory(directory) => Some(directory.id),
+            Handle::View(_) => None,
+        }
+    }
 }
 
 /// A live file open for reading.
@@ -189,6 +202,18 @@ impl Handles {
         let writers = self.writers.lock();
         let of_head = writers.iter().filter(|(id, _)| id.tag() == live);
         of_head.map(|(id, count)| Writer { id: *id, opened_by: count.opened_by }).collect()
+    }
+
+    /// The nodes that are open, but for files of views and what has this tag: files of heads that were left, and
+    /// directories of all kinds.
+    pub fn of_other_heads(&self, live: Tag) -> Vec<NodeId> {
+        let mut open = HashSet::new();
+        for shard in &self.shards {
+            let shard = shard.read();
+            let ids = shard.values().filter_map(|handle| handle.node());
+            open.extend(ids.filter(|id| id.tag() != live && *id != NodeId::ROOT));
+        }
+        open.into_iter().collect()
     }
 
     /// Whether the inode is open for writing.

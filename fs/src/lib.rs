@@ -18,6 +18,7 @@ mod adapter;
 mod bdi;
 pub mod errno;
 mod flush;
+mod forget;
 mod handles;
 mod inflight;
 #[cfg(all(test, shuttle))]

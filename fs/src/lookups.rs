@@ -122,6 +122,11 @@ impl Lookups {
         self.all(|id, _| id.tag() != live && id != NodeId::ROOT)
     }
 
+    /// How many inodes the kernel knows.
+    pub fn count(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
     /// All without a name that are still referenced.
     pub fn nameless(&self) -> Vec<NodeId> {
         self.all(|_, known| known.nameless)

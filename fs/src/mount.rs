@@ -117,7 +117,7 @@ pub fn mount(backend: Arc<dyn Backend>, mut options: MountOptions) -> Result<Arc
     let (device, mut limits) = attach(&point, &dir, mode)?;
     drop(dir);
     limits.extend(without);
-    let mounted = Arc::new(Mounted::new(backend, options, workers));
+    let mounted = Arc::new_cyclic(|me| Mounted::new(backend, options, workers, me.clone()));
     mounted.add_limits(limits);
     let session = match Session::new(mounted.clone(), device, wanted, workers) {
         Ok(session) => session,

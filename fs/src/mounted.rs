@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Once, OnceLock};
-use std::thread;
+use std::sync::{Arc, Once, OnceLock, Weak};
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -63,6 +63,10 @@ pub struct Mounted {
     /// Gone when the connection has ended: it would keep the connection's device open.
     kernel: Mutex<Option<Arc<dyn Kernel>>>,
     limits: Mutex<Vec<String>>,
+    /// Itself, for threads that go on when a verb is done.
+    pub(crate) me: Weak<Mounted>,
+    /// Threads that have the kernel drop what it still holds of heads that were left. They use the mount.
+    pub(crate) forgetting: Mutex<Vec<JoinHandle<()>>>,
     end: Mutex<Option<Result<(), Failure>>>,
     ended: Condvar,
 }
@@ -100,7 +104,12 @@ impl From<NotCut> for Failure {
 }
 
 impl Mounted {
-    pub(crate) fn new(backend: Arc<dyn Backend>, options: MountOptions, workers: usize) -> Mounted {
+    pub(crate) fn new(
+        backend: Arc<dyn Backend>,
+        options: MountOptions,
+        workers: usize,
+        me: Weak<Mounted>,
+    ) -> Mounted {
         let tree = TreeOptions {
             show_heights: options.show_heights,
             control_path: options.control_path.clone(),
@@ -125,6 +134,8 @@ impl Mounted {
             verb: Mutex::new(()),
             kernel: Mutex::new(None),
             limits: Mutex::default(),
+            me,
+            forgetting: Mutex::default(),
             end: Mutex::new(None),
             ended: Condvar::new(),
         }

@@ -1,20 +1,6 @@
-//! Making the kernel forget the head that was left.
-//!
-//! After a switch no program may see a byte, a size or a name of the old head, though the kernel was told it could
-//! keep them for hours. Invalidating attributes does not do it: with writeback cache the kernel trusts its own sizes
-//! and pages. So every inode of the new head has **another number** (the head's new tag): what the kernel has cached
-//! belongs to numbers that nothing leads to any more. In three steps:
-//!
-//! 1. *Switch* with nobody in the tree. From then on the old numbers are answered ESTALE, on which the kernel walks a
-//!    path again, and old handles EIO.
-//! 2. *Names*: drop every name in the root, of the old head and of the new. A directory's name takes what is cached
-//!    below it along, so each later look-up comes to us. The root keeps its number; its attributes are dropped.
-//! 3. *What is still held*: open files and mappings, working directories. The kernel gives most inodes back by itself
-//!    in step 2. Of those it keeps, the cached pages are dropped, so that mappings fault; then each is looked up by
-//!    number (`@ino`), which is answered with a new FUSE generation: on that the kernel refuses every use of the old
-//!    inode (EIO), without asking us.
+//! Switching the live head, by which a rollback and its undoing are done. What the kernel has cached of the head that
+//! was left is forgotten after it: see [`crate::forget`].
 
-use std::ffi::OsString;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,16 +8,7 @@ use snapstore::backend::SwitchReport;
 use snapstore::control::Failure;
 use snapstore::procs;
 
-use crate::flush::for_each;
-use crate::kernel::Kernel;
 use crate::mounted::{Mounted, busy};
-use crate::node::NodeId;
-
-/// How long the kernel gets to give back, by itself, what it no longer uses. The rest is asked for one by one.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// So few held nodes that it is quicker to look them up than to wait.
-const FEW: usize = 64;
 
 /// How long the kernel may take to tell that a file was closed.
 const RELEASE: Duration = Duration::from_millis(300);
@@ -52,10 +29,7 @@ impl Mounted {
         }
         // So that the head that is left is whole, and can be got back whole.
         let (names, report) = self.in_order("rollback", None, |gate, _| self.tree.switch(gate, &switch))?;
-        if let Some(kernel) = self.kernel() {
-            self.drop_names(&*kernel, &names);
-            self.drop_older(&*kernel);
-        }
+        self.forget_older_heads(names);
         Ok(report)
     }
 
@@ -91,46 +65,5 @@ impl Mounted {
             "files are open for writing: {}{more}; stop what writes them, or use --force: they fail then",
             files.join(", ")
         )))
-    }
-
-    fn drop_names(&self, kernel: &dyn Kernel, names: &[OsString]) {
-        for name in names {
-            if let Err(error) = kernel.forget_name(NodeId::ROOT, name) {
-                tracing::warn!(?name, %error, "the kernel keeps a name of the old head");
-            }
-        }
-        self.drop_root(kernel);
-    }
-
-    /// Has the kernel drop the inodes of older heads that it still holds.
-    fn drop_older(&self, kernel: &dyn Kernel) {
-        let held = self.held_when_settled();
-        // First the pages, mapped ones too; a fault reads through the old handle from now on, which fails.
-        for_each(&held, |id| {
-            if let Err(error) = kernel.forget_content(*id) {
-                tracing::debug!(?id, %error, "content of the old head");
-            }
-        });
-        // Then the look-up that tells the new generation.
-        self.through_mount(&held, |id| {
-            let _ = self.path_of(*id).symlink_metadata();
-        });
-        for_each(&held, |id| self.drop_path_of(*id));
-    }
-
-    /// The nodes of older heads that the kernel goes on holding after it gave back what it had no use for.
-    fn held_when_settled(&self) -> Vec<NodeId> {
-        let live = self.tree.live_tag();
-        let until = Instant::now() + PATIENCE;
-        let mut held = self.tree.lookups.of_other_heads(live);
-        while held.len() > FEW && Instant::now() < until {
-            thread::sleep(Duration::from_millis(5));
-            let left = self.tree.lookups.of_other_heads(live);
-            if left.len() == held.len() {
-                break;
-            }
-            held = left;
-        }
-        held
     }
 }

@@ -27,6 +27,7 @@ impl Mounted {
             let _one = self.verb.lock();
             self.flush_writers(Flush::All)?;
         }
+        self.wait_forgotten();
         let path = &self.options.mountpoint;
         match patiently(path) {
             Ok(()) => {}

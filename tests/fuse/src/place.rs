@@ -182,8 +182,13 @@ impl Below {
         let work = Work::new();
         let root = work.path().join("pool");
         let dir = root.join("data");
+        let mut options = Vec::new();
         let (daemon, disk) = match std::env::var_os(DISK) {
-            Some(disk) => (None, PathBuf::from(disk)),
+            Some(disk) => {
+                // OpenZFS has POSIX ACLs only where it is told to; zfs-fuse has none.
+                options.extend(["-O", "acltype=posixacl"]);
+                (None, PathBuf::from(disk))
+            }
             None => {
                 let disk = work.path().join("disk");
                 fs::File::create(&disk).and_then(|file| file.set_len(2 << 30)).expect("a sparse file");
@@ -192,7 +197,7 @@ impl Below {
         };
         let pool = pool();
         let paths = [root.as_os_str(), pool.as_ref(), disk.as_os_str()];
-        program::run(Command::new("zpool").args(["create", "-f", "-m"]).args(paths)).ok();
+        program::run(Command::new("zpool").args(["create", "-f"]).args(options).arg("-m").args(paths)).ok();
         program::run(Command::new("zfs").arg("create").arg(format!("{pool}/data"))).ok();
         (Work::new(), Below { work, root, dir, daemon, pool: true })
     }

@@ -7,7 +7,10 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
 use roaring::RoaringBitmap;
 
@@ -26,6 +29,52 @@ struct Part {
     own: RoaringBitmap,
     zeroed: RoaringBitmap,
     limit: u64,
+}
+
+impl Part {
+    /// How many chunks of the next older part this one hides.
+    fn hides_of(&self, lower: &Part) -> u64 {
+        let all_below = lower.own.max().is_none_or(|last| u64::from(last) < self.limit / CHUNK_SIZE);
+        if all_below && self.zeroed.is_empty() {
+            return lower.own.intersection_len(&self.own);
+        }
+        let mut shows = lower.own.clone();
+        super::space::cut(&mut shows, self.limit);
+        shows -= &self.own;
+        shows -= &self.zeroed;
+        lower.own.len() - shows.len()
+    }
+}
+
+/// So many inodes are few.
+const FEW: usize = 1000;
+/// Fewer snapshots than this are not worth a thread.
+const SHARE: usize = 256;
+/// How many threads work out sizes at most.
+const MOST_THREADS: usize = 4;
+
+/// Parts that were looked at: of two snapshots, one after the other, the second's own are asked for twice.
+#[derive(Default)]
+struct LookedAt(HashMap<EpochId, HashMap<Ino, Option<Arc<Part>>>>);
+
+impl LookedAt {
+    /// Forgets all but what is of these epochs.
+    fn keep(&mut self, older: &[EpochId], newer: &[EpochId]) {
+        self.0.retain(|epoch, _| older.contains(epoch) || newer.contains(epoch));
+    }
+
+    /// What these epochs, which come oldest first, have of an inode: newest first.
+    fn parts(&mut self, core: &Core, ino: Ino, epochs: &[EpochId]) -> Result<Vec<Arc<Part>>> {
+        let mut parts = Vec::with_capacity(epochs.len() + 1);
+        for &epoch in epochs.iter().rev() {
+            let part = match self.0.entry(epoch).or_default().entry(ino) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => place.insert(core.part(ino, epoch)?.map(Arc::new)),
+            };
+            parts.extend(part.clone());
+        }
+        Ok(parts)
+    }
 }
 
 /// The groups of a tree under a set of tips.
@@ -143,27 +192,70 @@ impl Core {
     fn parts_of(&self, epoch: EpochId) -> Result<Vec<(Ino, Arc<Part>)>> {
         let mut parts = Vec::new();
         for ino in self.meta.touched_layers(epoch)? {
-            let part = match self.meta.row_at(&Key::layer(ino), epoch)? {
-                Some(Some(row)) => {
-                    let layer = self.layer(ino, epoch, &row)?;
-                    let own = match own_chunks(self, &layer) {
-                        // Folded away or removed since the look: nothing of it is left to count.
-                        Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
-                            continue;
-                        }
-                        own => own?,
-                    };
-                    let state = layer.state.read();
-                    Part { epoch, own, zeroed: state.zeroed.clone(), limit: state.limit }
-                }
-                Some(None) => {
-                    Part { epoch, own: RoaringBitmap::new(), zeroed: RoaringBitmap::new(), limit: 0 }
-                }
-                None => continue,
-            };
-            parts.push((ino, Arc::new(part)));
+            parts.extend(self.part(ino, epoch)?.map(|part| (ino, Arc::new(part))));
         }
         Ok(parts)
+    }
+
+    /// What one epoch has of one inode's content; `None`: nothing.
+    fn part(&self, ino: Ino, epoch: EpochId) -> Result<Option<Part>> {
+        let row = match self.meta.row_at(&Key::layer(ino), epoch)? {
+            None => return Ok(None),
+            Some(None) => {
+                let none = RoaringBitmap::new();
+                return Ok(Some(Part { epoch, own: none.clone(), zeroed: none, limit: 0 }));
+            }
+            Some(Some(row)) => row,
+        };
+        // The usual case: all of it is in the row.
+        if let LayerRow { sealed: true, chunks: Some(own), zeroed, limit, .. } = LayerRow::decode(&row)? {
+            return Ok(Some(Part { epoch, own, zeroed, limit }));
+        }
+        let layer = self.layer(ino, epoch, &row)?;
+        let own = match own_chunks(self, &layer) {
+            // Folded away or removed since the look: nothing of it is left to count.
+            Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            own => own?,
+        };
+        let state = layer.state.read();
+        Ok(Some(Part { epoch, own, zeroed: state.zeroed.clone(), limit: state.limit }))
+    }
+
+    /// Bytes that become garbage when a group of epochs is joined with the next newer one: chunks of the older that the
+    /// newer hides. Only inodes that both have matter, so the group that has few is gone through.
+    fn freed_by_joining(&self, seen: &mut LookedAt, older: &[EpochId], newer: &[EpochId]) -> Result<u64> {
+        let mut inos = None;
+        for (group, most) in [(newer, FEW), (older, FEW), (newer, usize::MAX)] {
+            inos = inos.or(self.touched_by(group, most)?);
+        }
+        let (after, before) = (|_| Some(()), |epoch: EpochId| Some(newer.contains(&epoch)));
+        let mut chunks = 0;
+        for ino in inos.unwrap_or_default() {
+            let mut parts = seen.parts(self, ino, newer)?;
+            let above = parts.len();
+            if above == 0 {
+                continue;
+            }
+            parts.extend(seen.parts(self, ino, older)?);
+            chunks += match &parts[..] {
+                [upper, lower] if above == 1 => upper.hides_of(lower),
+                parts if parts.len() > above => garbage_by(parts, after) - garbage_by(parts, before),
+                _ => 0,
+            };
+        }
+        Ok(chunks * CHUNK_SIZE)
+    }
+
+    /// The inodes whose layers any of these epochs has; `None` if there are more than `most`.
+    fn touched_by(&self, epochs: &[EpochId], most: usize) -> Result<Option<BTreeSet<Ino>>> {
+        let mut inos = BTreeSet::new();
+        for &epoch in epochs {
+            match self.meta.touched_layers_of(epoch, most)? {
+                Some(touched) => inos.extend(touched),
+                None => return Ok(None),
+            }
+        }
+        Ok((inos.len() <= most).then_some(inos))
     }
 
     /// Bytes that deleting each of these snapshots alone would free.
@@ -182,45 +274,61 @@ impl Core {
         let groups = Groups::new(&census.tree, &census.tips);
         let members = groups.members();
         let of = |group: EpochId| members.get(&group).map_or(&[][..], Vec::as_slice);
-        let mut bytes = Vec::with_capacity(epochs.len());
-        // Of two heights, one after the other, the second's own are looked at twice.
-        let mut looked_at: HashMap<EpochId, Vec<(Ino, Arc<Part>)>> = HashMap::new();
         let mut known = self.exclusive.lock();
         if known.len() > 2 * epochs.len() + 64 {
             known.retain(|epoch, _| census.tips.contains(epoch));
         }
-        for &epoch in epochs {
+        // The usual case: the epoch's group joins the next newer one. Sealed epochs do not change what they show; what
+        // reclaim merges is in the list no more.
+        let joins = |epoch: EpochId| {
             let mut seen = census.tree.children(epoch).iter().filter_map(|child| groups.group(*child));
-            bytes.push(match (seen.next(), seen.next()) {
-                // The usual case: one group joins the next newer one.
-                (Some(next), None) => {
-                    let mut joined = [of(epoch), of(next)].concat();
-                    joined.sort_unstable();
-                    // Sealed epochs do not change what they show; what reclaim merges is in the list no more.
-                    if let Some((of, bytes)) = known.get(&epoch)
-                        && *of == joined
-                    {
-                        *bytes
-                    } else {
-                        looked_at.retain(|epoch, _| joined.contains(epoch));
-                        for &epoch in &joined {
-                            if let Entry::Vacant(place) = looked_at.entry(epoch) {
-                                place.insert(self.parts_of(epoch)?);
-                            }
-                        }
-                        let parts = by_inode(joined.iter().map(|epoch| &looked_at[epoch]));
-                        let after = |_| Some(next);
-                        let before = |epoch| groups.group(epoch);
-                        let chunks = |p: &Vec<Arc<Part>>| garbage_by(p, after) - garbage_by(p, before);
-                        let bytes = parts.iter().map(chunks).sum::<u64>() * CHUNK_SIZE;
-                        if joined.iter().all(|epoch| !unsealed.contains(epoch)) {
-                            known.insert(epoch, (joined, bytes));
-                        }
-                        bytes
+            match (seen.next(), seen.next()) {
+                (Some(next), None) => Some((of(epoch), of(next))),
+                _ => None,
+            }
+        };
+        let lookup = |epoch: &EpochId| match (known.get(epoch), joins(*epoch)) {
+            (Some((of, bytes)), Some((older, newer))) if of.iter().eq(older.iter().chain(newer)) => {
+                Some(*bytes)
+            }
+            _ => None,
+        };
+        let mut bytes: Vec<Option<u64>> = epochs.iter().map(lookup).collect();
+        let mut unknown: Vec<(EpochId, &mut Option<u64>)> = epochs.iter().copied().zip(&mut bytes).collect();
+        unknown.retain(|(_, bytes)| bytes.is_none());
+        let work = |part: &mut [(EpochId, &mut Option<u64>)]| {
+            let mut looked_at = LookedAt::default();
+            part.iter_mut().try_for_each(|(epoch, bytes)| {
+                **bytes = Some(match joins(*epoch) {
+                    Some((older, newer)) => {
+                        looked_at.keep(older, newer);
+                        self.freed_by_joining(&mut looked_at, older, newer)?
                     }
-                }
-                _ => self.freed_bytes(&census, &[epoch])?,
-            });
+                    None => self.freed_bytes(&census, &[*epoch])?,
+                });
+                Ok(())
+            })
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+        let share = unknown.len().div_ceil(threads).max(SHARE);
+        if unknown.len() <= share {
+            work(&mut unknown)?;
+        } else {
+            thread::scope(|scope| {
+                let parts: Vec<_> =
+                    unknown.chunks_mut(share).map(|part| scope.spawn(|| work(part))).collect();
+                let ended =
+                    parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| resume_unwind(panic)));
+                ended.collect::<Result<()>>()
+            })?;
+        }
+        let bytes: Vec<u64> = bytes.into_iter().map(Option::unwrap_or_default).collect();
+        for (&epoch, &bytes) in epochs.iter().zip(&bytes) {
+            if let Some((older, newer)) = joins(epoch)
+                && older.iter().chain(newer).all(|epoch| !unsealed.contains(epoch))
+            {
+                known.entry(epoch).insert_entry(([older, newer].concat(), bytes));
+            }
         }
         Ok(bytes)
     }
@@ -316,8 +424,8 @@ fn garbage(parts: &[Arc<Part>], groups: &Groups) -> u64 {
 }
 
 /// The same, with the grouping as a function; `None`: nobody sees the epoch.
-fn garbage_by(parts: &[Arc<Part>], group_of: impl Fn(EpochId) -> Option<EpochId>) -> u64 {
-    let mut hidden: HashMap<EpochId, (RoaringBitmap, u64)> = HashMap::new();
+fn garbage_by<G: Eq + Hash>(parts: &[Arc<Part>], group_of: impl Fn(EpochId) -> Option<G>) -> u64 {
+    let mut hidden: HashMap<G, (RoaringBitmap, u64)> = HashMap::new();
     let mut chunks = 0;
     for part in parts {
         let Some(group) = group_of(part.epoch) else {

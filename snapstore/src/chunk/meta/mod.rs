@@ -468,6 +468,11 @@ impl Meta {
 
     /// The layers changed in an epoch, committed or not, in order of their inodes.
     pub(crate) fn touched_layers(&self, epoch: EpochId) -> Result<Vec<Ino>> {
+        Ok(self.touched_layers_of(epoch, usize::MAX)?.unwrap_or_default())
+    }
+
+    /// The same, `None` if there are more than `most`.
+    pub(crate) fn touched_layers_of(&self, epoch: EpochId, most: usize) -> Result<Option<Vec<Ino>>> {
         let mut inos: Vec<Ino> = {
             let tables = self.tables.read();
             let of_epoch = tables.stack.iter().map(Slot::table).filter(|t| t.epoch == epoch);
@@ -479,10 +484,13 @@ impl Meta {
             let (stored, _) = entry.map_err(database)?;
             let key = Key::from_bytes(stored.value().get(8..).unwrap_or_default())?;
             inos.extend(layer_of(&key));
+            if inos.len() > most {
+                return Ok(None);
+            }
         }
         inos.sort_unstable();
         inos.dedup();
-        Ok(inos)
+        Ok(Some(inos))
     }
 
     /// The row of exactly this epoch, committed or not.

@@ -186,14 +186,14 @@ fn force_cuts_off_old_handles_and_old_pages() {
         // So many names in the kernel's cache that they are made old at once, and dropped when all is done.
         let crowd = if round % 5 == 4 { 2_500 } else { 0 };
         for n in 0..crowd {
-            fs::write(mount.live(&format!("dir/{n}")), "1").unwrap();
+            fs::write(mount.live(format!("dir/{n}")), "1").unwrap();
         }
         for name in ["file", "dir/deep"] {
             fs::write(mount.live(name), vec![b'1'; old_len]).unwrap();
         }
         mount.snapshot(1);
         for n in 0..crowd {
-            fs::write(mount.live(&format!("dir/{n}")), "changed").unwrap();
+            fs::write(mount.live(format!("dir/{n}")), "changed").unwrap();
         }
         for name in ["file", "dir/deep"] {
             fs::write(mount.live(name), vec![b'2'; new_len]).unwrap();
@@ -223,7 +223,7 @@ fn force_cuts_off_old_handles_and_old_pages() {
         }
         assert!(!mount.live("dir/only later").exists());
         for n in 0..crowd {
-            assert_eq!(fs::read(mount.live(&format!("dir/{n}"))).unwrap(), b"1", "round {round}: {n}");
+            assert_eq!(fs::read(mount.live(format!("dir/{n}"))).unwrap(), b"1", "round {round}: {n}");
         }
         // Who stands in a directory of the old head gets nothing there, old or new.
         let held = std::path::PathBuf::from(format!("/proc/{}/cwd", holder.pid()));

@@ -116,7 +116,7 @@ pub(crate) fn undoable(left: impl DoubleEndedIterator<Item = (u64, bool)> + Clon
 
 /// The time of the system's clock, in whole microseconds.
 pub(crate) fn now() -> jiff::Timestamp {
-    let t = Timestamp::now();
+    let t = Timestamp::from(std::time::SystemTime::now());
     jiff::Timestamp::new(t.secs, (t.nanos / 1000 * 1000) as i32).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
 }
 

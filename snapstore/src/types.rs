@@ -73,9 +73,16 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// The current time of the system's clock.
+    /// The current time of the system's clock, as file systems take it: at the clock's last tick.
+    ///
+    /// The kernel compares a file's times with the same clock when the file is written. Where they are equal, as they
+    /// are when a new file is written at once, it has nothing to tell when the file is closed.
     pub fn now() -> Timestamp {
-        std::time::SystemTime::now().into()
+        let clock = nix::time::ClockId::CLOCK_REALTIME_COARSE;
+        match nix::time::clock_gettime(clock) {
+            Ok(now) => Timestamp { secs: now.tv_sec(), nanos: now.tv_nsec() as u32 },
+            Err(_) => std::time::SystemTime::now().into(),
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! A plain mirror: a FUSE file system that hands every request on to a directory, and does nothing else.
 //!
 //! It asks of the kernel what tmfs asks (write-back cache, cloned descriptors, long-lived entries, the same limits), so
-//! what it costs is what FUSE costs. What is left out is what no row asks for: extended attributes, ACLs, whiteouts, and
-//! owners other than the user who runs it.
+//! what it costs is what FUSE costs. Extended attributes and ACLs are handed on too: a kernel that was told there are none
+//! never asks again, and saves a request for each file that is written. What is left out is what no row asks for:
+//! whiteouts, and owners other than the user who runs it.
 //!
 //! A node's number is handed out anew for each file, never the inode number of the file below, which is used again as
 //! soon as a file is gone while the kernel may still know the old one under it.

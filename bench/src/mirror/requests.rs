@@ -13,7 +13,7 @@ use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
     FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use nix::unistd::{Whence, lseek};
@@ -63,6 +63,16 @@ fn send_empty(done: io::Result<()>, reply: ReplyEmpty) {
     }
 }
 
+/// A value, or only its length where no room is offered.
+fn send_xattr(value: io::Result<Vec<u8>>, room: u32, reply: ReplyXattr) {
+    match value {
+        Ok(value) if room == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > room as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(error.into()),
+    }
+}
+
 thread_local! {
     /// Each worker reads into one buffer.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -96,6 +106,7 @@ impl Filesystem for Mirror {
             InitFlags::FUSE_BIG_WRITES,
             InitFlags::FUSE_MAX_PAGES,
             InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_WRITEBACK_CACHE,
         ] {
             let _ = config.add_capabilities(flag);
@@ -383,6 +394,37 @@ impl Filesystem for Mirror {
             ),
             Err(error) => reply.error(io::Error::from(error).into()),
         }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        send_empty(self.path(ino).and_then(|path| xattr::set(path, name, value)), reply);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = self.path(ino).and_then(|path| xattr::get(path, name));
+        let none = || io::Error::from_raw_os_error(libc::ENODATA);
+        send_xattr(value.and_then(|value| value.ok_or_else(none)), size, reply);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self
+            .path(ino)
+            .and_then(xattr::list)
+            .map(|names| names.flat_map(|name| [name.as_bytes(), &[0]].concat()).collect());
+        send_xattr(names, size, reply);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        send_empty(self.path(ino).and_then(|path| xattr::remove(path, name)), reply);
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {

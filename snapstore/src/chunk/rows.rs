@@ -14,6 +14,7 @@
 //! stored value begins with one byte: 0 for a tombstone, 1 for a row. Names hold no NUL, so one ends them.
 
 use roaring::RoaringBitmap;
+use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
 use crate::types::{CHUNK_SIZE, EpochId, FileKind, Ino, MAX_FILE_SIZE, NAME_MAX, Timestamp};
@@ -27,9 +28,10 @@ const DENTRY: u8 = 2;
 const XATTR: u8 = 3;
 const LAYER: u8 = 4;
 
-/// The key of a versioned row, without its epoch.
+/// The key of a versioned row, without its epoch. All but those of long names lie in the tree's nodes themselves, where
+/// they are compared again and again.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct Key(Box<[u8]>);
+pub(crate) struct Key(SmallVec<[u8; 24]>);
 
 /// What a [`Key`] names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,12 +70,12 @@ impl Key {
 
     /// What all dentries of a directory begin with.
     pub(crate) fn dentries_of(parent: Ino) -> Vec<u8> {
-        Key::short(DENTRY, parent).0.into_vec()
+        Key::short(DENTRY, parent).0.to_vec()
     }
 
     /// What all extended attributes of an inode begin with.
     pub(crate) fn xattrs_of(ino: Ino) -> Vec<u8> {
-        Key::short(XATTR, ino).0.into_vec()
+        Key::short(XATTR, ino).0.to_vec()
     }
 
     /// What all inode rows begin with.
@@ -85,22 +87,22 @@ impl Key {
         let mut key = [0; 9];
         key[0] = kind;
         key[1..].copy_from_slice(&ino.0.to_be_bytes());
-        Key(key.into())
+        Key(SmallVec::from_slice(&key))
     }
 
     fn named(kind: u8, ino: Ino, name: &[u8]) -> Key {
-        let mut key = Vec::with_capacity(10 + name.len());
+        let mut key = SmallVec::with_capacity(10 + name.len());
         key.push(kind);
         key.extend_from_slice(&ino.0.to_be_bytes());
         key.extend_from_slice(name);
         key.push(0);
-        Key(key.into())
+        Key(key)
     }
 
     /// A key read back from the disk.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Key> {
         KeyKind::of(bytes)?;
-        Ok(Key(bytes.into()))
+        Ok(Key(SmallVec::from_slice(bytes)))
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {

@@ -84,6 +84,13 @@ impl Timestamp {
             Err(_) => std::time::SystemTime::now().into(),
         }
     }
+
+    /// The point so much later.
+    pub(crate) fn after(self, time: std::time::Duration) -> Timestamp {
+        let nanos = u64::from(self.nanos) + u64::from(time.subsec_nanos());
+        let secs = self.secs.saturating_add_unsigned(time.as_secs() + nanos / 1_000_000_000);
+        Timestamp { secs, nanos: (nanos % 1_000_000_000) as u32 }
+    }
 }
 
 impl From<std::time::SystemTime> for Timestamp {
@@ -235,6 +242,18 @@ mod tests {
         assert_eq!(
             Timestamp::from(UNIX_EPOCH - Duration::from_nanos(1)),
             Timestamp { secs: -1, nanos: 999_999_999 }
+        );
+    }
+
+    #[test]
+    fn later_over_a_second_and_before_1970() {
+        let at = |secs, nanos| Timestamp { secs, nanos };
+        assert_eq!(at(1, 999_999_999).after(Duration::from_nanos(1)), at(2, 0));
+        assert_eq!(at(-1, 500_000_000).after(Duration::from_millis(600)), at(0, 100_000_000));
+        let now = Timestamp::now();
+        assert!(
+            now <= SystemTime::now().into()
+                && SystemTime::from(now.after(Duration::from_secs(1))) > SystemTime::now()
         );
     }
 

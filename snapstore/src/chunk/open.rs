@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::fcntl::{OFlag, open as open_path};
 use nix::sys::stat::Mode;
@@ -347,6 +348,10 @@ fn recover(core: &Arc<Core>, recovery: &mut Recovery) -> Result<()> {
     Ok(())
 }
 
+/// How far apart two times may lie that were taken at the same moment. Ours is the clock's last tick, at most 10 ms old;
+/// that of a layer's file is so too, mostly, but of the finer clock if somebody has looked at the one before (Linux 6.13).
+const TICK: Duration = Duration::from_millis(10);
+
 /// Takes the sizes of an unsealed epoch's layers from their files.
 fn recover_epoch(core: &Core, epoch: EpochId) -> Result<()> {
     let lineage = Lineage::new(&core.control.lock().tree, epoch);
@@ -365,7 +370,7 @@ fn recover_epoch(core: &Core, epoch: EpochId) -> Result<()> {
                     row.limit = row.size;
                 }
                 if let Some(inode) = core.meta.get::<InodeRow>(&lineage, &Key::inode(ino))?
-                    && stat.mtime > inode.ctime
+                    && stat.mtime > inode.ctime.after(TICK)
                 {
                     // Written after its attributes were last committed.
                     let inode = InodeRow { mtime: stat.mtime, ctime: stat.mtime, ..inode };

@@ -10,6 +10,7 @@ use super::core::Core;
 use super::database::guarded;
 use super::verify::SCRUB_AFTER;
 use crate::error::Result;
+use crate::sync::atomic::Ordering;
 
 /// Changes reach the disk at most this long after they were made, asked for or not.
 const COMMIT_EVERY: Duration = Duration::from_secs(5);
@@ -224,8 +225,9 @@ impl Core {
     }
 
     fn remove_files(&self, files: Vec<(crate::types::Ino, super::rows::LayerFile)>) {
+        let go_on = || !self.stopping.load(Ordering::Acquire);
         for (ino, file) in files {
-            match self.disk.remove(&file.path(ino)) {
+            match self.disk.remove_gently(&file.path(ino), &go_on) {
                 // Never written, so never made.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => {

@@ -26,6 +26,12 @@ pub(crate) trait Disk: Send + Sync {
     fn remove_dir(&self, path: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &str) -> io::Result<()>;
+    /// The same for a large file, in steps where one would have others wait, as long as `go_on` says so. The name is
+    /// gone at once; who has the file open has all of it.
+    fn remove_gently(&self, path: &str, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        let _ = go_on;
+        self.remove(path)
+    }
     /// The names in a directory, in no particular order; empty when there is no such directory.
     fn list(&self, path: &str) -> io::Result<Vec<String>>;
     /// Size, space and time of a file; `None` when it is not there.

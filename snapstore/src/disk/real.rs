@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{AtFlags, FallocateFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
@@ -72,6 +74,14 @@ impl Disk for RealDisk {
 
     fn remove(&self, path: &str) -> io::Result<()> {
         Ok(nix::unistd::unlinkat(self.dir.as_fd(), path, nix::unistd::UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    fn remove_gently(&self, path: &str, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        let file = RealFile(self.open_with(path, OFlag::O_RDWR)?.into());
+        self.remove(path)?;
+        // Whatever goes wrong from here on: the file goes when it is closed.
+        let _ = file.give_back(go_on);
+        Ok(())
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<String>> {
@@ -159,7 +169,36 @@ fn fill(
 /// An open file of the machine.
 struct RealFile(File);
 
+/// How many scattered chunks a file gives back at a time.
+const GIVE_BACK: u64 = 64;
+/// Until it gives back the next; as long as that took, if it took longer.
+const GIVE_BACK_REST: Duration = Duration::from_millis(2);
+
 impl RealFile {
+    /// Frees the space of a file that has no name any more, bit by bit.
+    ///
+    /// The commit of the file system's journal that frees a thousand pieces of a file takes milliseconds (more where
+    /// each is discarded), and everybody's next fsync waits for it.
+    fn give_back(&self, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        let st = nix::sys::stat::fstat(&self.0)?;
+        let (size, chunks) = (st.st_size as u64, st.st_blocks as u64 * 512 / CHUNK_SIZE);
+        let steps = chunks / GIVE_BACK;
+        // What is dense lies in few pieces.
+        let dense = chunks * CHUNK_SIZE > size / 2;
+        if steps < 2 || dense || st.st_nlink > 0 || !crate::sys::is_sole_user(self.0.as_fd()) {
+            return Ok(());
+        }
+        for left in (0..steps).rev() {
+            if !go_on() {
+                break;
+            }
+            let since = Instant::now();
+            self.0.set_len((u128::from(size) * u128::from(left) / u128::from(steps)) as u64)?;
+            thread::sleep(since.elapsed().clamp(GIVE_BACK_REST, 10 * GIVE_BACK_REST));
+        }
+        Ok(())
+    }
+
     fn seek(&self, offset: u64, whence: Whence) -> io::Result<Option<u64>> {
         match nix::unistd::lseek64(&self.0, offset as i64, whence) {
             Ok(at) => Ok(Some(at as u64)),
@@ -225,5 +264,61 @@ impl DiskFile for RealFile {
 
     fn seek_hole(&self, offset: u64) -> io::Result<Option<u64>> {
         self.seek(offset, Whence::SeekHole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// 1,000 scattered chunks, and how often somebody was asked whether to go on while they were removed.
+    fn removed(meanwhile: impl FnOnce(&RealDisk)) -> u64 {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = RealDisk::new(File::open(dir.path()).unwrap().into());
+        {
+            let file = disk.create("layer").unwrap();
+            for n in 0..1000 {
+                file.write_at(&[n as u8; CHUNK_SIZE as usize], n * 16 * CHUNK_SIZE).unwrap();
+            }
+            file.sync_data().unwrap();
+        }
+        let asked = Cell::new(0);
+        let go_on = || {
+            asked.set(asked.get() + 1);
+            true
+        };
+        meanwhile(&disk);
+        disk.remove_gently("layer", &go_on).unwrap();
+        assert!(disk.stat("layer").unwrap().is_none());
+        let again = disk.remove_gently("layer", &go_on).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::NotFound);
+        asked.get()
+    }
+
+    #[test]
+    fn a_scattered_file_goes_in_steps() {
+        assert!(removed(|_| {}) >= 10);
+    }
+
+    #[test]
+    fn nothing_is_taken_from_whoever_has_it_open() {
+        let mut open = None;
+        assert_eq!(removed(|disk| open = Some(disk.open("layer").unwrap())), 0);
+        let (open, mut chunk) = (open.unwrap(), [0; CHUNK_SIZE as usize]);
+        for n in 0..1000 {
+            assert_eq!(open.read_at(&mut chunk, n * 16 * CHUNK_SIZE).unwrap(), chunk.len());
+            assert!(chunk.iter().all(|&byte| byte == n as u8));
+        }
+        // Nor from another name.
+        let mut second = None;
+        let link = |disk: &RealDisk| {
+            nix::unistd::linkat(disk.dir.as_fd(), "layer", disk.dir.as_fd(), "other", AtFlags::empty())
+                .unwrap();
+            second = disk.stat("other").unwrap();
+        };
+        assert_eq!(removed(link), 0);
+        assert!(second.is_some_and(|file| file.blocks >= 8000));
     }
 }

@@ -29,6 +29,16 @@ pub(crate) fn start_writeback(file: BorrowedFd<'_>) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether nobody but the owner of this descriptor, which must be the only one of its file in this process that it means,
+/// has the file open, or mapped (`F_SETLEASE`: a lease for writing is given to a sole user only).
+pub(crate) fn is_sole_user(file: BorrowedFd<'_>) -> bool {
+    // SAFETY: the descriptor is borrowed and so open; the calls touch no memory of ours.
+    unsafe {
+        let given = libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0;
+        given && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) == 0
+    }
+}
+
 /// Renames with flags of `renameat2` (`RENAME_NOREPLACE`, `RENAME_EXCHANGE`).
 pub(crate) fn rename_with(
     from: (BorrowedFd<'_>, &OsStr),

@@ -23,6 +23,8 @@ use std::ffi::OsString;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use crate::flush::for_each;
 use crate::kernel::Kernel;
 use crate::mounted::Mounted;
@@ -52,7 +54,7 @@ impl Mounted {
             return self.forget_aside(names);
         }
         self.drop_names(&*kernel, &names);
-        self.drop_held(&*kernel, PATIENCE);
+        self.drop_held(&*kernel, PATIENCE, None);
     }
 
     /// Whether the kernel could do it.
@@ -79,7 +81,7 @@ impl Mounted {
                 let _ = mounted.options.mountpoint.join(name).symlink_metadata();
             });
             if let Some(kernel) = mounted.kernel() {
-                mounted.drop_held(&*kernel, PATIENCE_ASIDE);
+                mounted.drop_held(&*kernel, PATIENCE_ASIDE, Some(&mounted.verb));
             }
         };
         let mut forgetting = self.forgetting.lock();
@@ -110,9 +112,13 @@ impl Mounted {
     }
 
     /// Has the kernel drop the inodes of older heads that it still holds after it gave back what it has no use for.
-    fn drop_held(&self, kernel: &dyn Kernel, patience: Duration) {
-        let held = self.held_when_settled(patience);
-        self.cut_off(kernel, &held);
+    /// `verb`: the verb lock, where the caller does not hold it. Which head is live must not change while it is decided
+    /// what is of another one: a directory of the live head that was looked up by number has two names for a moment, and
+    /// whoever comes to it by its path just then can be told ESTALE by the kernel.
+    fn drop_held(&self, kernel: &dyn Kernel, patience: Duration, verb: Option<&Mutex<()>>) {
+        self.await_settled(patience);
+        let _one = verb.map(|verb| verb.lock());
+        self.cut_off(kernel, &self.tree.lookups.of_other_heads(self.tree.live_tag()));
     }
 
     /// Makes all that is open of these nodes fail.
@@ -130,20 +136,19 @@ impl Mounted {
         for_each(held, |id| self.drop_path_of(*id));
     }
 
-    /// The nodes of older heads that the kernel goes on holding after it gave back what it had no use for.
-    fn held_when_settled(&self, patience: Duration) -> Vec<NodeId> {
-        let live = self.tree.live_tag();
+    /// Waits until the kernel has given back what it has no use for of older heads, or does not go on giving back.
+    fn await_settled(&self, patience: Duration) {
+        let left = || self.tree.lookups.count_of_other_heads(self.tree.live_tag());
         let until = Instant::now() + patience;
-        let mut held = self.tree.lookups.of_other_heads(live);
-        while held.len() > FEW && Instant::now() < until {
+        let mut before = left();
+        while before > FEW && Instant::now() < until {
             // Looking through a million of them takes a while itself.
-            thread::sleep(Duration::from_millis(if held.len() > MANY { 100 } else { 5 }));
-            let left = self.tree.lookups.of_other_heads(live);
-            if left.len() == held.len() {
+            thread::sleep(Duration::from_millis(if before > MANY { 100 } else { 5 }));
+            let now = left();
+            if now == before {
                 break;
             }
-            held = left;
+            before = now;
         }
-        held
     }
 }

@@ -43,4 +43,4 @@ mod ways;
 
 pub use mount::{Cache, MountError, MountOptions, SLOW_REQUEST, clear_dead_mount, mount};
 pub use mounted::Mounted;
-pub use sys::give_back_memory;
+pub use sys::{give_back_memory, share_memory};

@@ -127,6 +127,12 @@ impl Lookups {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
+    /// How many of [`Lookups::of_other_heads`] there are.
+    pub fn count_of_other_heads(&self, live: Tag) -> usize {
+        let others = |id: &&NodeId| id.tag() != live && **id != NodeId::ROOT;
+        self.shards.iter().map(|shard| shard.lock().keys().filter(others).count()).sum()
+    }
+
     /// All without a name that are still referenced.
     pub fn nameless(&self) -> Vec<NodeId> {
         self.all(|_, known| known.nameless)
@@ -195,6 +201,7 @@ mod tests {
         }
         assert_eq!(table.of_other_heads(Tag::FIRST), [left]);
         assert_eq!(table.of_other_heads(Tag(3)), [FILE]);
+        assert_eq!((table.count_of_other_heads(Tag(3)), table.count()), (1, 3));
         assert!(table.is_known(left));
     }
 }

@@ -57,6 +57,7 @@ pub struct Plan {
 /// Opens the store, mounts it, and serves until it is unmounted. The log must have been set up, and no thread started.
 pub fn serve(plan: &Plan, ready: &mut Ready) -> anyhow::Result<()> {
     let limits = process::prepare(store::kind(&plan.store)?, plan.extras.hooks.signals());
+    tmfs_fs::share_memory();
     let signals = signals::block().context("cannot block signals")?;
     let dir = open_dir(plan).with_context(|| format!("cannot open the store {}", plan.store.display()))?;
     let control_path =

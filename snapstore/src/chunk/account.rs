@@ -5,6 +5,7 @@
 //! an epoch that no tip sees is garbage whole. Deleting a snapshot makes groups grow: what it frees is the garbage
 //! after, less the garbage before.
 
+use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -164,11 +165,11 @@ impl Core {
         };
         let mut members: Vec<EpochId> = both().filter(counts).map(|(epoch, ..)| epoch).collect();
         members.reverse();
-        let parts = self.parts(&members)?;
         let mut chunks = 0;
-        for parts in parts {
-            chunks += garbage(&parts, &after) - garbage(&parts, &before);
-        }
+        let unseen = |epoch| after.group(epoch).is_none();
+        self.for_each_shared(&members, unseen, |parts| {
+            chunks += garbage(parts, &after) - garbage(parts, &before);
+        })?;
         Ok(chunks * CHUNK_SIZE)
     }
 
@@ -182,19 +183,49 @@ impl Core {
         count(&Groups::new(tree, &left)) > count(&before)
     }
 
-    /// What the epochs have, by inode, newest first.
-    fn parts(&self, epochs: &[EpochId]) -> Result<Vec<Vec<Arc<Part>>>> {
-        let of = epochs.iter().map(|&epoch| self.parts_of(epoch)).collect::<Result<Vec<_>>>()?;
-        Ok(by_inode(of.iter()))
-    }
-
-    /// What one epoch has.
-    fn parts_of(&self, epoch: EpochId) -> Result<Vec<(Ino, Arc<Part>)>> {
-        let mut parts = Vec::new();
-        for ino in self.meta.touched_layers(epoch)? {
-            parts.extend(self.part(ino, epoch)?.map(|part| (ino, Arc::new(part))));
+    /// Hands out what the epochs, which come oldest first, have of each inode, newest first: of those that two of them
+    /// have, and of those that one has which `counts_alone`. One inode is held at a time, and the files that only the
+    /// largest epoch has, which may be all there are, are not looked at.
+    fn for_each_shared(
+        &self,
+        epochs: &[EpochId],
+        counts_alone: impl Fn(EpochId) -> bool,
+        mut each: impl FnMut(&[Arc<Part>]),
+    ) -> Result<()> {
+        let (mut listed, mut large) = (Vec::new(), Vec::new());
+        let mut list = |epoch: EpochId, inos: Vec<Ino>| {
+            listed.extend(inos.into_iter().map(|ino| (ino, Reverse(epoch))));
+        };
+        for &epoch in epochs {
+            match self.meta.touched_layers_of(epoch, FEW)? {
+                Some(inos) => list(epoch, inos),
+                None => large.push(epoch),
+            }
         }
-        Ok(parts)
+        let unlisted = match large[..] {
+            [only] if !counts_alone(only) => large.pop(),
+            _ => None,
+        };
+        for epoch in large {
+            list(epoch, self.meta.touched_layers(epoch)?);
+        }
+        listed.sort_unstable();
+        for of_one in listed.chunk_by(|a, b| a.0 == b.0) {
+            let ino = of_one[0].0;
+            let mut of: Vec<EpochId> = of_one.iter().map(|(_, epoch)| epoch.0).collect();
+            if let Some(epoch) = unlisted {
+                of.insert(of.partition_point(|other| *other > epoch), epoch);
+            }
+            if of.len() == 1 && !counts_alone(of[0]) {
+                continue;
+            }
+            let mut parts = Vec::with_capacity(of.len());
+            for epoch in of {
+                parts.extend(self.part(ino, epoch)?.map(Arc::new));
+            }
+            each(&parts);
+        }
+        Ok(())
     }
 
     /// What one epoch has of one inode's content; `None`: nothing.
@@ -400,22 +431,15 @@ impl Core {
         };
         let members: Vec<EpochId> =
             groups.of.iter().rev().filter(|(_, group)| counts(group)).map(|(epoch, _)| *epoch).collect();
-        let chunks: u64 = self.parts(&members)?.iter().map(|parts| garbage(parts, &groups)).sum();
+        let mut chunks = 0;
+        let unseen = |epoch| groups.group(epoch).is_none();
+        self.for_each_shared(&members, unseen, |parts| chunks += garbage(parts, &groups))?;
         let pending = {
             let work = self.work.lock();
             work.reclaim || work.busy > 0 || !work.seal.is_empty() || !work.remove.is_empty()
         };
         Ok((chunks * CHUNK_SIZE).max(u64::from(pending)))
     }
-}
-
-/// The parts of epochs, which come oldest first: those of each inode together, newest first.
-fn by_inode<'a>(epochs: impl DoubleEndedIterator<Item = &'a Vec<(Ino, Arc<Part>)>>) -> Vec<Vec<Arc<Part>>> {
-    let mut parts: BTreeMap<Ino, Vec<Arc<Part>>> = BTreeMap::new();
-    for (ino, part) in epochs.rev().flatten() {
-        parts.entry(*ino).or_default().push(Arc::clone(part));
-    }
-    parts.into_values().collect()
 }
 
 /// The chunks of one inode's layers, newest first, that are garbage under a grouping.

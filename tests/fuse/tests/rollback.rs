@@ -253,6 +253,45 @@ fn force_cuts_off_old_handles_and_old_pages() {
     }
 }
 
+/// What one switch leaves to do in the background does no harm to the head that the next one makes live.
+#[test]
+fn switch_after_switch_with_thousands_of_cached_names() {
+    let mount = Mount::empty();
+    let dirs: Vec<_> = (0..20).map(|n| mount.live(format!("dir {n}"))).collect();
+    for dir in &dirs {
+        fs::create_dir(dir).unwrap();
+        for n in 0..300 {
+            fs::write(dir.join(n.to_string()), "1").unwrap();
+        }
+    }
+    mount.snapshot(1);
+    for dir in &dirs {
+        fs::write(dir.join("0"), "changed").unwrap();
+    }
+    // Into each directory, as a program would whose data this is.
+    let use_all = |wanted: &str| {
+        for dir in &dirs {
+            assert_eq!(fs::read_to_string(dir.join("0")).unwrap(), wanted);
+            fs::write(dir.join("new"), "new").unwrap();
+            assert_eq!(fs::read_dir(dir).unwrap().count(), 301);
+            for n in 1..300 {
+                assert_eq!(fs::metadata(dir.join(n.to_string())).unwrap().len(), 1);
+            }
+        }
+    };
+    let mut rng = Rng::new(5);
+    for round in 0..by_ring(8, 100) {
+        use_all("changed");
+        mount.ok(&["rollback", "1", "--force"]);
+        if round % 2 == 0 {
+            use_all("1");
+        }
+        mount.ok(&["rollback", "--undo", "--force"]);
+        std::thread::sleep(std::time::Duration::from_millis(rng.below(60)));
+    }
+    use_all("changed");
+}
+
 /// Readers that open the file again and again during forced rollbacks see one state or the other, never a mixture;
 /// once the command has returned, only the new one.
 #[test]

@@ -67,7 +67,7 @@ impl Drop for Work {
     }
 }
 
-/// So much may stay until all measurements are done.
+/// So much may stay of each place until all measurements are done.
 const LITTLE: u64 = 64 << 20;
 
 /// One directory of a [`Work`], removed when it is not needed any more: at once if there is much in it, else with the

@@ -20,10 +20,9 @@
 //! nobody waits, and what is held without being open (working directories) follows.
 
 use std::ffi::OsString;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use crate::flush::for_each;
 use crate::kernel::Kernel;
@@ -35,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The same where nobody waits for it.
 const PATIENCE_ASIDE: Duration = Duration::from_secs(60);
+
+/// So many looks without a change say that it goes on holding the rest, where nobody waits for it.
+const LOOKS_ASIDE: u32 = 5;
 
 /// So few held nodes that it is quicker to look them up than to wait.
 const FEW: usize = 64;
@@ -54,7 +56,8 @@ impl Mounted {
             return self.forget_aside(names);
         }
         self.drop_names(&*kernel, &names);
-        self.drop_held(&*kernel, PATIENCE, None);
+        self.await_settled(PATIENCE, 1);
+        self.cut_off(&*kernel, &self.tree.lookups.of_other_heads(self.tree.live_tag()));
     }
 
     /// Whether the kernel could do it.
@@ -78,11 +81,12 @@ impl Mounted {
             // Whoever walks over an old name drops it, with what is below: without the lock of the root, which telling
             // the kernel to drop it would hold meanwhile.
             mounted.through_mount(&names, |name| {
-                let _ = mounted.options.mountpoint.join(name).symlink_metadata();
+                if !mounted.leaving.load(Ordering::Acquire) {
+                    let _ = mounted.options.mountpoint.join(name).symlink_metadata();
+                }
             });
-            if let Some(kernel) = mounted.kernel() {
-                mounted.drop_held(&*kernel, PATIENCE_ASIDE, Some(&mounted.verb));
-            }
+            mounted.await_settled(PATIENCE_ASIDE, LOOKS_ASIDE);
+            mounted.drop_held_aside();
         };
         let mut forgetting = self.forgetting.lock();
         forgetting.retain(|thread| !thread.is_finished());
@@ -93,13 +97,16 @@ impl Mounted {
         }
     }
 
-    /// Waits for threads that use the mount to have the kernel forget.
-    pub(crate) fn wait_forgotten(&self) {
+    /// Ends the threads that use the mount to have the kernel forget: when it is unmounted there is nothing to forget. If
+    /// that fails, names of the old head stay old, and go when somebody walks over them.
+    pub(crate) fn end_forgetting(&self) {
         let threads = std::mem::take(&mut *self.forgetting.lock());
+        self.leaving.store(true, Ordering::Release);
         for thread in threads {
             // A panic was reported by its thread.
             let _ = thread.join();
         }
+        self.leaving.store(false, Ordering::Release);
     }
 
     fn drop_names(&self, kernel: &dyn Kernel, names: &[OsString]) {
@@ -111,14 +118,20 @@ impl Mounted {
         self.drop_root(kernel);
     }
 
-    /// Has the kernel drop the inodes of older heads that it still holds after it gave back what it has no use for.
-    /// `verb`: the verb lock, where the caller does not hold it. Which head is live must not change while it is decided
-    /// what is of another one: a directory of the live head that was looked up by number has two names for a moment, and
-    /// whoever comes to it by its path just then can be told ESTALE by the kernel.
-    fn drop_held(&self, kernel: &dyn Kernel, patience: Duration, verb: Option<&Mutex<()>>) {
-        self.await_settled(patience);
-        let _one = verb.map(|verb| verb.lock());
-        self.cut_off(kernel, &self.tree.lookups.of_other_heads(self.tree.live_tag()));
+    /// Has the kernel drop the inodes of older heads that it still holds, some at a time under the verb lock. Which head is
+    /// live must not change between deciding what is of another one and looking it up: a directory of the live head that
+    /// was looked up by number has two names for a moment, and whoever comes to it by its path just then can be told
+    /// ESTALE by the kernel.
+    fn drop_held_aside(&self) {
+        for some in self.tree.lookups.of_other_heads(self.tree.live_tag()).chunks(MANY) {
+            let _one = self.verb.lock();
+            let live = self.tree.live_tag();
+            let held = some.iter().copied().filter(|id| id.tag() != live && self.tree.lookups.is_known(*id));
+            match self.kernel().filter(|_| !self.leaving.load(Ordering::Acquire)) {
+                Some(kernel) => self.cut_off(&*kernel, &held.collect::<Vec<_>>()),
+                None => return,
+            }
+        }
     }
 
     /// Makes all that is open of these nodes fail.
@@ -137,17 +150,19 @@ impl Mounted {
     }
 
     /// Waits until the kernel has given back what it has no use for of older heads, or does not go on giving back.
-    fn await_settled(&self, patience: Duration) {
+    /// `looks`: so many times in a row, without a change.
+    fn await_settled(&self, patience: Duration, looks: u32) {
         let left = || self.tree.lookups.count_of_other_heads(self.tree.live_tag());
         let until = Instant::now() + patience;
-        let mut before = left();
-        while before > FEW && Instant::now() < until {
+        let (mut before, mut unchanged) = (left(), 0);
+        while before > FEW && unchanged < looks && Instant::now() < until {
+            if self.leaving.load(Ordering::Acquire) {
+                return;
+            }
             // Looking through a million of them takes a while itself.
             thread::sleep(Duration::from_millis(if before > MANY { 100 } else { 5 }));
             let now = left();
-            if now == before {
-                break;
-            }
+            unchanged = if now == before { unchanged + 1 } else { 0 };
             before = now;
         }
     }

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Once, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
@@ -67,6 +68,8 @@ pub struct Mounted {
     pub(crate) me: Weak<Mounted>,
     /// Threads that have the kernel drop what it still holds of heads that were left. They use the mount.
     pub(crate) forgetting: Mutex<Vec<JoinHandle<()>>>,
+    /// They are to end.
+    pub(crate) leaving: AtomicBool,
     end: Mutex<Option<Result<(), Failure>>>,
     ended: Condvar,
 }
@@ -136,6 +139,7 @@ impl Mounted {
             limits: Mutex::default(),
             me,
             forgetting: Mutex::default(),
+            leaving: AtomicBool::new(false),
             end: Mutex::new(None),
             ended: Condvar::new(),
         }

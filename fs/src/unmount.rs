@@ -23,11 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Mounted {
     /// Flushes, unmounts, waits until the store is closed. Fails while programs use the mount.
     pub(crate) fn unmount(&self) -> Result<(), Failure> {
+        self.end_forgetting();
         {
             let _one = self.verb.lock();
             self.flush_writers(Flush::All)?;
         }
-        self.wait_forgotten();
         let path = &self.options.mountpoint;
         match patiently(path) {
             Ok(()) => {}

@@ -184,8 +184,8 @@ impl Core {
     }
 
     /// Hands out what the epochs, which come oldest first, have of each inode, newest first: of those that two of them
-    /// have, and of those that one has which `counts_alone`. One inode is held at a time, and the files that only the
-    /// largest epoch has, which may be all there are, are not looked at.
+    /// have, and of those that one has which `counts_alone`. One inode is held at a time, and where only one epoch is large,
+    /// as the one is that has all that was there at the beginning, what it has alone is not looked at.
     fn for_each_shared(
         &self,
         epochs: &[EpochId],
@@ -257,7 +257,9 @@ impl Core {
     fn freed_by_joining(&self, seen: &mut LookedAt, older: &[EpochId], newer: &[EpochId]) -> Result<u64> {
         let mut inos = None;
         for (group, most) in [(newer, FEW), (older, FEW), (newer, usize::MAX)] {
-            inos = inos.or(self.touched_by(group, most)?);
+            if inos.is_none() {
+                inos = self.touched_by(group, most)?;
+            }
         }
         let (after, before) = (|_| Some(()), |epoch: EpochId| Some(newer.contains(&epoch)));
         let mut chunks = 0;

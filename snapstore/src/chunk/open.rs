@@ -350,6 +350,7 @@ fn recover(core: &Arc<Core>, recovery: &mut Recovery) -> Result<()> {
 
 /// How far apart two times may lie that were taken at the same moment. Ours is the clock's last tick, at most 10 ms old;
 /// that of a layer's file is so too, mostly, but of the finer clock if somebody has looked at the one before (Linux 6.13).
+/// So a write that was not committed keeps the mtime before it if that is no older than this.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Takes the sizes of an unsealed epoch's layers from their files.

@@ -52,6 +52,11 @@ impl Drop for Workers {
     }
 }
 
+/// So many layers may wait for being removed while one of them is removed bit by bit.
+const FEW_FILES: usize = 256;
+/// For so long at most: then the rest of it goes at once.
+const GENTLY: Duration = Duration::from_secs(2);
+
 /// Looks now and then whether a scrub is due.
 fn scrub_loop(core: &Arc<Core>) {
     let mut next = Instant::now() + SCRUB_AFTER;
@@ -224,9 +229,24 @@ impl Core {
         self.remove_files(files);
     }
 
+    /// Whether there is no hurry with giving space back.
+    fn has_plenty_of_space(&self) -> bool {
+        !self.meta.reserve.is_spent()
+            && self.disk.stat_fs().is_ok_and(|space| space.blocks_available > space.blocks / 20)
+    }
+
     fn remove_files(&self, files: Vec<(crate::types::Ino, super::rows::LayerFile)>) {
-        let go_on = || !self.stopping.load(Ordering::Acquire);
+        let mut waiting = files.len();
         for (ino, file) in files {
+            let gently = waiting <= FEW_FILES && !self.background_off();
+            let since = Instant::now();
+            let go_on = || {
+                gently
+                    && since.elapsed() < GENTLY
+                    && !self.stopping.load(Ordering::Acquire)
+                    && self.has_plenty_of_space()
+            };
+            waiting -= 1;
             match self.disk.remove_gently(&file.path(ino), &go_on) {
                 // Never written, so never made.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

@@ -77,7 +77,12 @@ impl Disk for RealDisk {
     }
 
     fn remove_gently(&self, path: &str, go_on: &dyn Fn() -> bool) -> io::Result<()> {
-        let file = RealFile(self.open_with(path, OFlag::O_RDWR)?.into());
+        let file = match self.open_with(path, OFlag::O_RDWR) {
+            Ok(file) => RealFile(file.into()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(e),
+            // No descriptor is free, or it is damaged: that is no reason to keep it.
+            Err(_) => return self.remove(path),
+        };
         self.remove(path)?;
         // Whatever goes wrong from here on: the file goes when it is closed.
         let _ = file.give_back(go_on);
@@ -171,7 +176,7 @@ struct RealFile(File);
 
 /// How many scattered chunks a file gives back at a time.
 const GIVE_BACK: u64 = 64;
-/// Until it gives back the next; as long as that took, if it took longer.
+/// Before it gives back some; after it, as long as that took.
 const GIVE_BACK_REST: Duration = Duration::from_millis(2);
 
 impl RealFile {
@@ -180,21 +185,22 @@ impl RealFile {
     /// The commit of the file system's journal that frees a thousand pieces of a file takes milliseconds (more where
     /// each is discarded), and everybody's next fsync waits for it.
     fn give_back(&self, go_on: &dyn Fn() -> bool) -> io::Result<()> {
-        let st = nix::sys::stat::fstat(&self.0)?;
-        let (size, chunks) = (st.st_size as u64, st.st_blocks as u64 * 512 / CHUNK_SIZE);
-        let steps = chunks / GIVE_BACK;
+        let (size, blocks) = crate::sys::space_of(self.0.as_fd())?;
+        let (all, used) = (size.div_ceil(CHUNK_SIZE), blocks * 512 / CHUNK_SIZE);
+        let steps = used / GIVE_BACK;
         // What is dense lies in few pieces.
-        let dense = chunks * CHUNK_SIZE > size / 2;
-        if steps < 2 || dense || st.st_nlink > 0 || !crate::sys::is_sole_user(self.0.as_fd()) {
+        if steps < 2 || used > all / 2 || crate::sys::has_name(self.0.as_fd())? {
             return Ok(());
         }
         for left in (0..steps).rev() {
-            if !go_on() {
+            // Whoever had found the name before it went may be opening the file only now.
+            thread::sleep(GIVE_BACK_REST);
+            if !crate::sys::is_sole_user(self.0.as_fd()) || !go_on() {
                 break;
             }
             let since = Instant::now();
-            self.0.set_len((u128::from(size) * u128::from(left) / u128::from(steps)) as u64)?;
-            thread::sleep(since.elapsed().clamp(GIVE_BACK_REST, 10 * GIVE_BACK_REST));
+            self.0.set_len((u128::from(all) * u128::from(left) / u128::from(steps)) as u64 * CHUNK_SIZE)?;
+            thread::sleep(since.elapsed().min(10 * GIVE_BACK_REST));
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ pub use child::unblock_signals;
 pub(crate) use flags::set_immutable;
 pub(crate) use handle::FileHandle;
 pub(crate) use open_xattr::OpenXattrs;
-pub(crate) use stat::{Stat, space_of, stat_at};
+pub(crate) use stat::{Stat, has_name, space_of, stat_at};
 pub(crate) use tree::tree_without_mounts;
 pub(crate) use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 
@@ -29,11 +29,19 @@ pub(crate) fn start_writeback(file: BorrowedFd<'_>) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Of `fcntl`, in the kernel's `asm-generic/fcntl.h`; not all builds of libc have it.
+const F_SETSIG: libc::c_int = 10;
+
 /// Whether nobody but the owner of this descriptor, which must be the only one of its file in this process that it means,
 /// has the file open, or mapped (`F_SETLEASE`: a lease for writing is given to a sole user only).
 pub(crate) fn is_sole_user(file: BorrowedFd<'_>) -> bool {
     // SAFETY: the descriptor is borrowed and so open; the calls touch no memory of ours.
     unsafe {
+        // Who opens the file while there is a lease has its owner sent a signal: one that is ignored, not SIGIO, which
+        // ends a process.
+        if libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG) != 0 {
+            return false;
+        }
         let given = libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0;
         given && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) == 0
     }

@@ -37,6 +37,11 @@ pub(crate) struct Stat {
     pub mount: u64,
 }
 
+/// Whether an open file has a name. (Times are not asked for: see [`crate::disk::DiskFile::stat`].)
+pub(crate) fn has_name(file: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(statx(file, c"", libc::STATX_NLINK)?.stx_nlink > 0)
+}
+
 /// What is at `name` in the directory `dir`, symlinks not followed; an empty name is the directory itself.
 pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Stat> {
     let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;

@@ -429,7 +429,8 @@ fn a_daemon_of_root_is_what_it_needs_to_be_and_no_more() {
     let limits = mount.status()["limits"].to_string();
     let proc = PathBuf::from(format!("/proc/{}", mount.pid()));
     for task in fs::read_dir(proc.join("task")).unwrap() {
-        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        // The thread that answered just now may be ending.
+        let Ok(status) = fs::read_to_string(task.unwrap().path().join("status")) else { continue };
         let field = |name: &str| {
             let line =
                 status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}"));

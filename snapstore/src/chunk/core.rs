@@ -135,7 +135,7 @@ pub(crate) struct Core {
     /// Layers whose sync has failed, and the errno.
     failed: Mutex<HashMap<(Ino, EpochId), i32>>,
     /// Files of unsealed layers whose names are durable.
-    anchored: Mutex<HashSet<(Ino, LayerFile)>>,
+    pub(crate) anchored: Mutex<HashSet<(Ino, LayerFile)>>,
     /// Inodes of the head without a name, held open.
     pub orphans: Mutex<HashSet<Ino>>,
     /// Serializes callers that do the background's work themselves. Order: before everything else.
@@ -539,20 +539,10 @@ impl Core {
     pub(crate) fn commit(&self, full: bool) -> Result<()> {
         self.meta.commit(self, full)
     }
-
-    /// Syncs every layer whose row waits for its data: before a full commit, without holding anything up.
-    pub(crate) fn sync_waiting(&self) -> Result<()> {
-        for layer in self.pinned_layers() {
-            if layer.barrier && !layer.anchored.load(Ordering::Acquire) {
-                self.sync_layer(&layer)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Core {
-    fn note_failed(&self, layer: &Layer, errno: Option<i32>) {
+    pub(crate) fn note_failed(&self, layer: &Layer, errno: Option<i32>) {
         self.failed.lock().insert((layer.ino, layer.epoch), errno.unwrap_or(libc::EIO));
     }
 
@@ -570,24 +560,6 @@ impl Core {
             layer.mark_failed(errno.unwrap_or(libc::EIO));
             self.note_failed(layer, errno);
         }
-    }
-
-    /// Syncs a layer, and remembers a failure for as long as the store is open.
-    pub(crate) fn sync_layer(&self, layer: &Layer) -> Result<()> {
-        layer.sync(&*self.disk).inspect_err(|error| {
-            let errno = match error {
-                Error::Io { source, .. } => source.raw_os_error(),
-                _ => None,
-            };
-            self.note_failed(layer, errno);
-        })?;
-        if layer.anchored.load(Ordering::Acquire) {
-            let state = layer.state.read();
-            if !state.sealed {
-                self.anchored.lock().insert((layer.ino, state.file));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -295,9 +295,29 @@ impl Layer {
         *self.file.lock() = None;
     }
 
-    /// Makes everything written so far durable. After a failure every further call fails: the kernel reports a lost
-    /// write once only, and a later success would be a lie.
-    pub(crate) fn sync(&self, disk: &dyn Disk) -> Result<()> {
+    /// Whether there is something to sync, or a failure to tell of.
+    pub(crate) fn needs_sync(&self) -> bool {
+        !self.anchored.load(Ordering::Acquire)
+            || self.unsynced.load(Ordering::Acquire)
+            || self.failed.load(Ordering::Acquire) != 0
+    }
+
+    /// Starts to write back what is in the kernel's pages, for a sync that follows and waits for it. The file, if there
+    /// is one.
+    pub(crate) fn start_writeback(&self, disk: &dyn Disk) -> Option<Arc<dyn DiskFile>> {
+        // What fails here, the sync says.
+        let file = self.peek(disk).ok()??;
+        let _ = file.start_writeback();
+        Some(file)
+    }
+
+    /// Makes everything written so far durable, its name by `sync_dir`. After a failure every further call fails: the
+    /// kernel reports a lost write once only, and a later success would be a lie.
+    pub(crate) fn sync(
+        &self,
+        disk: &dyn Disk,
+        sync_dir: &mut dyn FnMut(&str) -> io::Result<()>,
+    ) -> Result<()> {
         let _one = self.syncing.lock();
         let failed = self.failed.load(Ordering::Acquire);
         if failed != 0 {
@@ -316,7 +336,7 @@ impl Layer {
         self.unsynced.store(false, Ordering::Release);
         let done = file.sync_data().and_then(|()| match anchored {
             true => Ok(()),
-            false => disk.sync_dir(&LayerFile::dir(self.ino)),
+            false => sync_dir(&LayerFile::dir(self.ino)),
         });
         match done {
             Ok(()) => {

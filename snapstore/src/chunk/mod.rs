@@ -34,6 +34,7 @@ mod source;
 mod space;
 mod store;
 mod sums;
+mod syncing;
 pub(crate) mod tree;
 #[cfg(test)]
 mod twins;

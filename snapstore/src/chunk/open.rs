@@ -209,10 +209,7 @@ pub(crate) fn close(core: &Arc<Core>) -> Result<()> {
     // Folding can wait for the next time.
     core.stopping.store(true, Ordering::Release);
     // Open files are gone; what they wrote is not. One file that cannot be synced must not cost the others.
-    let mut failed = None;
-    for layer in core.pinned_layers() {
-        failed = failed.or(core.sync_layer(&layer).err());
-    }
+    let mut failed = core.sync_layers(&core.pinned_layers()).err();
     core.commit(failed.is_none())?;
     core.closing.store(true, Ordering::Release);
     if failed.is_none() && core.meta.head_touched() {

@@ -12,7 +12,7 @@ use roaring::RoaringBitmap;
 use super::core::Core;
 use super::layer::Layer;
 use super::lineage::Lineage;
-use super::rows::{Key, KeyKind, LayerFile, LayerRow, Row};
+use super::rows::{Key, LayerFile, LayerRow, Row};
 use super::snapshots::{epoch_row, json};
 use super::space::{self, own_chunks};
 use super::sums::{GROUP, Group, for_each_chunk, group_key, hash_chunk};
@@ -47,16 +47,14 @@ impl Core {
                 _ => return Ok(()),
             }
         };
-        // What was removed in the epoch is looked up in the database.
-        self.commit(false)?;
         let layers = self.layers_of(epoch)?;
         if layers.iter().filter(|l| l.unsynced.load(Ordering::Relaxed)).count() > MANY {
             self.disk.sync_all().map_err(Error::io("sync", "the store's file system"))?;
         }
         let mut grown: i64 = 0;
         let mut hashable = self.hashable(epoch);
+        self.sync_layers(&layers)?;
         for layer in &layers {
-            self.sync_layer(layer)?;
             let summed = self.sum_layer(layer, &mut hashable)?;
             grown += self.seal_layer(layer, &lineage, summed)?;
         }
@@ -207,17 +205,9 @@ impl Core {
         let Some(parent) = parent else { return Ok(0) };
         let before = Lineage::new(&self.control.lock().tree, parent);
         let mut gone = 0;
-        let mut after: Option<Key> = None;
-        loop {
-            let keys = self.meta.touched(epoch, after.as_ref(), 1024)?;
-            let Some(last) = keys.last() else { break };
-            after = Some(last.clone());
-            for key in &keys {
-                if let KeyKind::Layer(ino) = key.kind()
-                    && let Some(None) = self.meta.row_at(key, epoch)?
-                {
-                    gone += self.chunks_in(&before, ino, epoch)?;
-                }
+        for ino in self.meta.touched_layers(epoch)? {
+            if let Some(None) = self.meta.row_at(&Key::layer(ino), epoch)? {
+                gone += self.chunks_in(&before, ino, epoch)?;
             }
         }
         Ok(gone as i64)

@@ -61,7 +61,7 @@ impl Source for Core {
 
     fn sync_promised(&self) -> Result<()> {
         let promised = std::mem::take(&mut *self.promised.lock());
-        promised.iter().try_for_each(|layer| self.sync_layer(layer))
+        self.sync_layers(&promised)
     }
 
     fn after_commit(&self) {

@@ -36,6 +36,7 @@ mod status;
 mod switch;
 mod sys;
 pub mod tree;
+mod trickle;
 mod unmount;
 mod verbs;
 mod views;

@@ -132,6 +132,9 @@ pub fn mount(backend: Arc<dyn Backend>, mut options: MountOptions) -> Result<Arc
             "requests that hang are not noticed: no thread for the watchdog: {error}"
         )]);
     }
+    if let Err(error) = mounted.start_trickle() {
+        tracing::warn!(%error, "no thread to have data written back before a snapshot asks for it");
+    }
     let served = mounted.clone();
     let serve = move || {
         if let Err(error) = session.run() {

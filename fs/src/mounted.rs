@@ -33,6 +33,7 @@ use crate::node::{NodeId, Virtual};
 use crate::pauses::{Measured, Timed};
 use crate::retain::Retaining;
 use crate::tree::{Caller, MountTree, Node, TreeOptions, height_of};
+use crate::trickle::Trickle;
 use crate::ways::Ways;
 
 /// So many barriers may see a change of names or sizes, before such changes are held back.
@@ -56,6 +57,7 @@ pub struct Mounted {
     watching: Mutex<Option<Sender<()>>>,
     pub(crate) retaining: Retaining,
     pub(crate) pauses: Measured,
+    pub(crate) trickle: Trickle,
     around: OnceLock<Arc<dyn Around>>,
     pub(crate) preserve: OnceLock<Vec<Pattern>>,
     pub(crate) since: Timestamp,
@@ -131,6 +133,7 @@ impl Mounted {
             watching: Mutex::new(None),
             retaining: Retaining::default(),
             pauses: Measured::default(),
+            trickle: Trickle::default(),
             around: OnceLock::new(),
             preserve: OnceLock::new(),
             since: Timestamp::now(),
@@ -223,6 +226,7 @@ impl Mounted {
         let _one = self.verb.lock();
         *self.kernel.lock() = None;
         self.retaining.end();
+        self.trickle.end();
         *self.watching.lock() = None;
         self.tree.forget_nameless();
         // Releases that the end of the connection has swallowed: what is open keeps views in use below.
@@ -289,6 +293,7 @@ impl Mounted {
         let cut = self.in_order("snapshot", Some(height), |gate, held| {
             self.backend.cut(height, options, &Timed { gate, held, measured: &self.pauses })
         });
+        self.trickle.snapshot_taken();
         // One that failed too: there may be no space for it.
         self.retaining.poke();
         cut

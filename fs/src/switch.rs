@@ -27,6 +27,7 @@ impl Mounted {
         if !force {
             self.refuse_writers()?;
         }
+        let _alone = self.trickle.rest();
         // So that the head that is left is whole, and can be got back whole.
         let (names, report) = self.in_order("rollback", None, |gate, _| self.tree.switch(gate, &switch))?;
         self.forget_older_heads(names);

@@ -24,6 +24,7 @@ impl Mounted {
     /// Flushes, unmounts, waits until the store is closed. Fails while programs use the mount.
     pub(crate) fn unmount(&self) -> Result<(), Failure> {
         self.end_forgetting();
+        let _alone = self.trickle.rest();
         {
             let _one = self.verb.lock();
             self.flush_writers(Flush::All)?;

@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+pub use crate::sys::tree_without_mounts;
+
 /// One mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mount {

@@ -337,6 +337,7 @@ impl Filesystem for Adapter {
         let result = self.run(Kind::Release, ino, || {
             self.mounted.tree.release(fh.0);
             self.closed(node(ino));
+            self.mounted.trickle.closed(node(ino));
             Ok(())
         });
         send_empty(result, reply);

@@ -19,6 +19,29 @@ pub(crate) fn write_and_wait(file: &File) -> io::Result<()> {
     }
 }
 
+/// Starts to write back the dirty pages of a range of a file, without waiting.
+pub(crate) fn start_writeback(file: &File, from: u64, len: u64) -> io::Result<()> {
+    // SAFETY: takes no pointers; the descriptor is open for as long as `file` is borrowed.
+    let started = unsafe {
+        libc::sync_file_range(file.as_raw_fd(), from as i64, len as i64, libc::SYNC_FILE_RANGE_WRITE)
+    };
+    if started == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The size of a file, and nothing else of it: what the kernel knows by itself it does not ask a file system for.
+pub(crate) fn size_of(file: &File) -> io::Result<u64> {
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
+    // SAFETY: the path is a C string; `found` has the size that the kernel writes; zeroed it is valid as it is.
+    let found = unsafe {
+        if libc::statx(fd, c"".as_ptr(), flags, libc::STATX_SIZE, found.as_mut_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        found.assume_init()
+    };
+    Ok(found.stx_size)
+}
+
 /// Gives the calling thread, and it alone, descriptors of its own: the three standard ones, and what it opens from now
 /// on. It must not use any other that it has from before.
 pub(crate) fn leave_fuse() -> io::Result<()> {

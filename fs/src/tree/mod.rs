@@ -210,6 +210,11 @@ impl MountTree {
         self.live.read().tag
     }
 
+    /// Whether the kernel keeps what is written, for a while.
+    pub(crate) fn keeps_writes(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
     /// The kernel does not cache writes after all.
     pub(crate) fn writes_go_through(&self) {
         self.writeback.store(false, Ordering::Relaxed);

@@ -19,7 +19,7 @@ pub(crate) use flags::set_immutable;
 pub(crate) use handle::FileHandle;
 pub(crate) use open_xattr::OpenXattrs;
 pub(crate) use stat::{Stat, has_name, space_of, stat_at};
-pub(crate) use tree::tree_without_mounts;
+pub use tree::tree_without_mounts;
 pub(crate) use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 
 /// Starts the write-back of all dirty pages of a file without waiting (`sync_file_range`).

@@ -10,8 +10,11 @@ use super::c_name;
 const CLONE: libc::c_int = 1;
 
 /// The directory at a path (not itself covered by a mount that matters), on a private copy of its mount that has nothing
-/// mounted in it. Needs `CAP_SYS_ADMIN`. The copy goes with the last descriptor of it.
-pub(crate) fn tree_without_mounts(path: &Path) -> io::Result<OwnedFd> {
+/// mounted in it, and which nobody else sees. The copy goes with the last descriptor of it; what is open through it keeps
+/// the file system, but not the mount that was copied.
+///
+/// Fails without `CAP_SYS_ADMIN` (EPERM), and where Linux is older than 5.2 (ENOSYS).
+pub fn tree_without_mounts(path: &Path) -> io::Result<OwnedFd> {
     let path = c_name(path.as_os_str())?;
     // `OPEN_TREE_CLOEXEC` is O_CLOEXEC by definition.
     let flags = CLONE | libc::O_CLOEXEC;

@@ -295,20 +295,10 @@ impl Layer {
         *self.file.lock() = None;
     }
 
-    /// Whether there is something to sync, or a failure to tell of.
+    /// Whether a sync would find something to do. Not whether there is nothing to wait for: a sync that is under way has
+    /// taken what it does for done.
     pub(crate) fn needs_sync(&self) -> bool {
-        !self.anchored.load(Ordering::Acquire)
-            || self.unsynced.load(Ordering::Acquire)
-            || self.failed.load(Ordering::Acquire) != 0
-    }
-
-    /// Starts to write back what is in the kernel's pages, for a sync that follows and waits for it. The file, if there
-    /// is one.
-    pub(crate) fn start_writeback(&self, disk: &dyn Disk) -> Option<Arc<dyn DiskFile>> {
-        // What fails here, the sync says.
-        let file = self.peek(disk).ok()??;
-        let _ = file.start_writeback();
-        Some(file)
+        !self.anchored.load(Ordering::Acquire) || self.unsynced.load(Ordering::Acquire)
     }
 
     /// Makes everything written so far durable, its name by `sync_dir`. After a failure every further call fails: the

@@ -58,7 +58,10 @@ impl StoreLock {
 fn has_ended(pid: u32) -> bool {
     let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => stat,
-        Err(error) => return error.kind() == std::io::ErrorKind::NotFound,
+        // It may go between the opening and the reading.
+        Err(error) => {
+            return error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH);
+        }
     };
     // The name before it, in brackets, may have brackets in it.
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))

@@ -6,7 +6,7 @@ use super::{Store, new_disk, open_store};
 use crate::backend::{
     Allocate, Backend, FileWrite, HeightQuery, NewInode, RenameMode, SetAttr, SnapshotOptions, Times,
 };
-use crate::disk::twin::{MemDisk, Sampler};
+use crate::disk::twin::{Fault, MemDisk, Sampler};
 use crate::error::Result;
 use crate::types::{EpochId, FileKind, Height, Ino};
 use std::path::PathBuf;
@@ -282,4 +282,34 @@ fn a_rename_over_a_file_and_writing_it_anew_leave_old_or_new() {
     machine.cuts(old_or_new);
     machine.store.head().sync_names().expect("commit");
     machine.cuts(old_or_new);
+}
+
+/// A snapshot is not durable as long as somebody else's fsync of what it has is still under way, though that one has taken
+/// it for done already; and not at all when it fails.
+#[test]
+fn regression_a_seal_waits_for_an_fsync_that_is_under_way() {
+    for fails in [false, true] {
+        let machine = Machine::new();
+        let ino = machine.file("log", &[1; 4096]);
+        machine.sync(ino);
+        machine.open(ino).write_at(&[2; 4096], 0).expect("write");
+        let go_on = machine.disk.park();
+        std::thread::scope(|scope| {
+            let fsync = scope.spawn(|| machine.open(ino).sync(true));
+            while !machine.disk.has_parked() {
+                std::thread::yield_now();
+            }
+            let epoch = machine.snapshot(1);
+            let machine = &machine;
+            let durable = scope.spawn(move || machine.store.wait_durable(epoch));
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!durable.is_finished(), "its data is not on the disk");
+            if fails {
+                machine.disk.plan(Some(Fault { at: 0, errno: libc::EIO, stays: false, short: false }));
+            }
+            drop(go_on);
+            assert_eq!(fsync.join().expect("fsync").is_err(), fails);
+            assert_eq!(durable.join().expect("wait").is_err(), fails);
+        });
+    }
 }

@@ -15,6 +15,7 @@ mod names;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -63,6 +64,8 @@ pub(crate) struct MemDisk {
     /// Copies taken before each sync, where somebody wants them.
     taken: Mutex<Option<Vec<Media>>>,
     lies: AtomicBool,
+    /// The next sync of a file's data waits until it gets something from here.
+    parked: Mutex<Option<Receiver<()>>>,
 }
 
 impl MemDisk {
@@ -75,6 +78,7 @@ impl MemDisk {
             capacity: Mutex::default(),
             taken: Mutex::default(),
             lies: AtomicBool::new(false),
+            parked: Mutex::default(),
         })
     }
 
@@ -117,6 +121,18 @@ impl MemDisk {
 
     pub(crate) fn used(&self) -> u64 {
         self.media.lock().used(&self.open.lock())
+    }
+
+    /// Has the next sync of a file's data take until the result is used, or goes.
+    pub(crate) fn park(&self) -> Sender<()> {
+        let (go_on, parked) = channel();
+        *self.parked.lock() = Some(parked);
+        go_on
+    }
+
+    /// Whether that sync has begun.
+    pub(crate) fn has_parked(&self) -> bool {
+        self.parked.lock().is_none()
     }
 
     /// From now on syncs do nothing.
@@ -291,6 +307,10 @@ impl DiskFile for MemFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.disk.before_sync();
+        let parked = self.disk.parked.lock().take();
+        if let Some(parked) = parked {
+            let _ = parked.recv();
+        }
         match self.disk.enter(Kind::Sync) {
             Ok(()) if self.disk.lies.load(Ordering::Relaxed) => {}
             Ok(()) => self.with(FileState::sync),

@@ -110,10 +110,12 @@ impl Mounted {
 
     /// Whether it could be done this way: false for what may not be opened.
     fn flush_inode(&self, id: NodeId, what: Flush) -> io::Result<bool> {
+        let together = self.by_number.read();
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(self.path_of(id));
+        drop(together);
         match opened {
             Ok(file) => match flush_file(&file, what) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_going(id) => Ok(true),

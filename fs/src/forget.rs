@@ -14,15 +14,21 @@
 //!    number (`@ino`), which is answered with a new FUSE generation: on that the kernel refuses every use of the old
 //!    inode (EIO), without asking us.
 //!
-//! Step 2 takes the kernel about 4 µs for each name, with the lock of the root held: seconds after a `find` over a
-//! million files. Where it knows that many, all names are made *old* at once instead (Linux 6.16), and step 3 is done
-//! for what is open. The verb returns then; the names are dropped by threads of ours that walk over them, for which
-//! nobody waits, and what is held without being open (working directories) follows.
+//! Step 2 takes the kernel about 4 µs for each name, with the lock of the root held, and 60 ms for each GiB that is in
+//! its cache: seconds after a `find` over a million files, or below a database of many gigabytes. So where the kernel can
+//! do it (Linux 6.16) all names are made *old* at once instead, and step 3 is done for what is open; and if the kernel
+//! knows few nodes, the look-up for all of them: one may be somebody's working directory. The verb returns then; the names
+//! are dropped by threads of ours that walk over them, for which nobody waits, and what is still held follows.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::fcntl::AtFlags;
+use nix::sys::stat::fstatat;
+use snapstore::mountinfo::tree_without_mounts;
 
 use crate::flush::for_each;
 use crate::kernel::Kernel;
@@ -41,7 +47,10 @@ const LOOKS_ASIDE: u32 = 5;
 /// So few held nodes that it is quicker to look them up than to wait.
 const FEW: usize = 64;
 
-/// So many that nobody should wait until the kernel has dropped their names. It takes about 10 ms for fewer.
+/// So few known nodes that all of them are refused before the verb returns, whatever they are. It takes about 10 ms.
+const SOON: usize = 500;
+
+/// So many are looked at in one go where nobody waits for it.
 const MANY: usize = 2_000;
 
 impl Mounted {
@@ -49,10 +58,14 @@ impl Mounted {
     /// the root, before the switch and after.
     pub(crate) fn forget_older_heads(&self, names: Vec<OsString>) {
         let Some(kernel) = self.kernel() else { return };
-        if self.tree.lookups.count() > MANY && self.make_names_old(&*kernel) {
-            let mut open = self.tree.handles.of_other_heads(self.tree.live_tag());
+        if self.make_names_old(&*kernel) {
+            let live = self.tree.live_tag();
+            let mut open = self.tree.handles.of_other_heads(live);
             open.retain(|id| self.tree.lookups.is_known(*id));
             self.cut_off(&*kernel, &open);
+            if self.tree.lookups.count() <= SOON {
+                self.tell_gone(&self.tree.lookups.of_other_heads(live));
+            }
             return self.forget_aside(names);
         }
         self.drop_names(&*kernel, &names);
@@ -82,7 +95,7 @@ impl Mounted {
             // the kernel to drop it would hold meanwhile.
             mounted.through_mount(&names, |name| {
                 if !mounted.leaving.load(Ordering::Acquire) {
-                    let _ = mounted.options.mountpoint.join(name).symlink_metadata();
+                    mounted.walk_over(name);
                 }
             });
             mounted.await_settled(PATIENCE_ASIDE, LOOKS_ASIDE);
@@ -95,6 +108,16 @@ impl Mounted {
             // They are dropped when programs walk over them, or when memory is wanted.
             Err(error) => tracing::warn!(%error, "no thread to have the kernel drop names of the old head"),
         }
+    }
+
+    /// Looks up a name in the root. It may take a while, so it goes by a copy of the mount, where there can be one: the
+    /// mount itself is not in use meanwhile.
+    fn walk_over(&self, name: &OsStr) {
+        let root = &self.options.mountpoint;
+        let _ = match tree_without_mounts(root) {
+            Ok(copy) => fstatat(&copy, name, AtFlags::AT_SYMLINK_NOFOLLOW).map(drop).map_err(io::Error::from),
+            Err(_) => root.join(name).symlink_metadata().map(drop),
+        };
     }
 
     /// Ends the threads that use the mount to have the kernel forget: when it is unmounted there is nothing to forget. If
@@ -142,8 +165,13 @@ impl Mounted {
                 tracing::debug!(?id, %error, "content of the old head");
             }
         });
-        // Then the look-up that tells the new generation.
+        self.tell_gone(held);
+    }
+
+    /// Tells the kernel a new generation of each of these nodes, by a look-up: the one that it has it refuses then.
+    fn tell_gone(&self, held: &[NodeId]) {
         self.through_mount(held, |id| {
+            let _together = self.by_number.read();
             let _ = self.path_of(*id).symlink_metadata();
         });
         for_each(held, |id| self.drop_path_of(*id));

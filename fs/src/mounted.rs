@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use jiff::Timestamp;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 use snapstore::backend::{Backend, Gate, HeightQuery, Open, SnapshotInfo, SnapshotOptions};
 use snapstore::control::hooks::Around;
 use snapstore::control::{Failure, FailureKind};
@@ -58,6 +58,10 @@ pub struct Mounted {
     pub(crate) retaining: Retaining,
     pub(crate) pauses: Measured,
     pub(crate) trickle: Trickle,
+    /// Shared: a node is being reached by number; exclusive: the name that led to one is dropped. The kernel has a lock of
+    /// its own for that, in which nobody can be killed: whoever waited there for a thread that waits for an answer would
+    /// keep the connection of a killed daemon open. A leaf.
+    pub(crate) by_number: RwLock<()>,
     around: OnceLock<Arc<dyn Around>>,
     pub(crate) preserve: OnceLock<Vec<Pattern>>,
     pub(crate) since: Timestamp,
@@ -134,6 +138,7 @@ impl Mounted {
             retaining: Retaining::default(),
             pauses: Measured::default(),
             trickle: Trickle::default(),
+            by_number: RwLock::default(),
             around: OnceLock::new(),
             preserve: OnceLock::new(),
             since: Timestamp::now(),
@@ -293,7 +298,9 @@ impl Mounted {
         let cut = self.in_order("snapshot", Some(height), |gate, held| {
             self.backend.cut(height, options, &Timed { gate, held, measured: &self.pauses })
         });
-        self.trickle.snapshot_taken();
+        if cut.is_ok() {
+            self.trickle.snapshot_taken();
+        }
         // One that failed too: there may be no space for it.
         self.retaining.poke();
         cut
@@ -397,6 +404,7 @@ impl Mounted {
     /// Has the kernel drop the name by which a node was reached by number. It would keep the node in memory, and so an
     /// unlinked file on the disk.
     pub(crate) fn drop_path_of(&self, id: NodeId) {
+        let _alone = self.by_number.write();
         if let Some(kernel) = self.kernel()
             && let Err(error) = kernel.forget_name(Virtual::Inodes.id(), OsStr::new(&id.0.to_string()))
         {

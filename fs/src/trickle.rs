@@ -3,14 +3,14 @@
 //! A barrier waits until the kernel has written back what programs wrote before it. Of a database that writes tables and
 //! logs as fast as it can, that is tens of megabytes, and tens of milliseconds. So when the next snapshot is near
 //! ([`Rhythm`]), what was *appended* is written back bit by bit. Mostly it is written once only, so that nothing is written
-//! twice for that; what is overwritten in place stays with the kernel for as long as it likes, since it may be overwritten
+//! twice for that; what is overwritten in place is left to the kernel after a first look, since it may be overwritten
 //! again. The end of a file is left alone, too: who appends to a page that is being written back has to wait for it.
 //!
 //! What grows is seen by the size that the kernel itself has of a file, and for that, and to have part of it written back,
 //! the file has to be open. It is held open as long as programs have it open for writing: closing it writes all of it back
 //! and waits, in FUSE, which is only free when that has just been done. To be in nobody's way the files are opened through
 //! a copy of the mount that nobody sees, so that the mount itself can go; and they are closed when the last writer is gone,
-//! and whenever somebody wants to be alone ([`Trickle::rest`]).
+//! after each snapshot, and whenever somebody wants to be alone ([`Trickle::rest`]).
 //!
 //! Two threads: one holds the files, and has no part in the connection, as every thread of ours that waits for an answer of
 //! our own mount ([`crate::flush`]). The other one tells it what to do, and tells the kernel.
@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, openat};
@@ -79,7 +79,7 @@ struct State {
     ended: bool,
 }
 
-/// When snapshots are taken, or tried.
+/// When snapshots are taken.
 ///
 /// What is written back early is partly written for nothing: the file may be removed before the next snapshot, as a log
 /// whose table has been written. So it begins when the next snapshot is near, by the shortest of the times between the
@@ -184,11 +184,13 @@ impl Mounted {
             if wanted.is_empty() && self.trickle.held.load(Ordering::Acquire) == 0 {
                 continue;
             }
+            let wanted = self.about_to_hold(wanted);
             let asked = holder.take().or_else(|| Holder::start(&self)).and_then(|holder| {
                 let done = holder.ask(wanted)?;
                 Some((holder, done))
             });
-            // Its thread could not begin, or has panicked: its files are closed, and barriers wait as they did.
+            // Its thread could not begin, cannot do it here, or has panicked: its files are closed, and barriers wait as
+            // they did.
             let Some((held_by, done)) = asked else {
                 self.note_held(&Done::default());
                 return;
@@ -201,6 +203,17 @@ impl Mounted {
             // The other thread cannot tell the kernel.
             done.opened.iter().for_each(|id| self.drop_path_of(*id));
         }
+    }
+
+    /// What may be held now of what is wanted. It counts as held from here on.
+    fn about_to_hold(&self, mut wanted: HashSet<NodeId>) -> HashSet<NodeId> {
+        let mut state = self.trickle.state.lock();
+        if state.resting > 0 || state.ended {
+            wanted.clear();
+        }
+        state.held.extend(&wanted);
+        self.trickle.held.store(state.held.len(), Ordering::Release);
+        wanted
     }
 
     fn note_held(&self, done: &Done) {
@@ -250,8 +263,10 @@ struct Done {
 
 /// The thread that holds files: it gets what is to be held.
 struct Holder {
-    ask: SyncSender<HashSet<NodeId>>,
+    /// Gone when it is to end.
+    ask: Option<SyncSender<HashSet<NodeId>>>,
     done: Receiver<Done>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Holder {
@@ -267,14 +282,14 @@ impl Holder {
             let _flusher = Flusher::new(&mounted.tree);
             let mut held = Held::default();
             while let Ok(wanted) = asked.recv() {
-                let done = held.tick(&mounted, &wanted);
+                let Ok(done) = held.tick(&mounted, &wanted) else { return };
                 if tell.send(done).is_err() {
                     return;
                 }
             }
         };
         match thread::Builder::new().name("tmfs-trickle-io".to_owned()).spawn(work) {
-            Ok(_) => Some(Holder { ask, done }),
+            Ok(thread) => Some(Holder { ask: Some(ask), done, thread: Some(thread) }),
             Err(error) => {
                 tracing::debug!(%error, "no thread to have data written back");
                 None
@@ -284,8 +299,19 @@ impl Holder {
 
     /// `None`: the thread has ended.
     fn ask(&self, wanted: HashSet<NodeId>) -> Option<Done> {
-        self.ask.send(wanted).ok()?;
+        self.ask.as_ref()?.send(wanted).ok()?;
         self.done.recv().ok()
+    }
+}
+
+impl Drop for Holder {
+    /// It must not be the last that has the mount: it has none of its descriptors.
+    fn drop(&mut self) {
+        self.ask = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported by its thread.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -305,14 +331,22 @@ struct Growing {
 }
 
 impl Held {
-    fn tick(&mut self, mounted: &Mounted, wanted: &HashSet<NodeId>) -> Done {
-        // Their last writer has had them written back: nothing is left to do when they are closed.
+    /// Fails where files cannot be held at all.
+    fn tick(&mut self, mounted: &Mounted, wanted: &HashSet<NodeId>) -> io::Result<Done> {
+        // Closing one writes back all of it. Mostly that has just been done, by its last writer or by a snapshot.
         self.files.retain(|id, _| wanted.contains(id));
         let mut opened = Vec::new();
         for id in wanted {
-            if !self.files.contains_key(id)
-                && let Ok(growing) = self.open(mounted, *id)
-            {
+            if self.files.contains_key(id) {
+                continue;
+            }
+            let mount = match self.mount.take() {
+                Some(mount) => mount,
+                None => tree_without_mounts(&mounted.options.mountpoint)?,
+            };
+            let mount = self.mount.insert(mount);
+            // One that is gone meanwhile, or that nobody may open now, is left alone.
+            if let Ok(growing) = Growing::open(mounted, mount, *id) {
                 self.files.insert(*id, growing);
                 opened.push(*id);
             }
@@ -324,24 +358,21 @@ impl Held {
         for growing in self.files.values_mut() {
             grown |= growing.look();
         }
-        Done { held: self.files.keys().copied().collect(), opened, grown }
-    }
-
-    fn open(&mut self, mounted: &Mounted, id: NodeId) -> io::Result<Growing> {
-        let mount = match self.mount.take() {
-            Some(mount) => mount,
-            None => tree_without_mounts(&mounted.options.mountpoint)?,
-        };
-        let mount = self.mount.insert(mount);
-        let path = format!("{}/{}", Virtual::Inodes.name(), id.0);
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file = File::from(openat(mount, path.as_str(), flags, Mode::empty())?);
-        let done = sys::size_of(&file)?.saturating_sub(RECENT);
-        Ok(Growing { file, done, from: done })
+        Ok(Done { held: self.files.keys().copied().collect(), opened, grown })
     }
 }
 
 impl Growing {
+    fn open(mounted: &Mounted, mount: &OwnedFd, id: NodeId) -> io::Result<Growing> {
+        let path = format!("{}/{}", Virtual::Inodes.name(), id.0);
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let together = mounted.by_number.read();
+        let file = File::from(openat(mount, path.as_str(), flags, Mode::empty())?);
+        drop(together);
+        let done = sys::size_of(&file)?.saturating_sub(RECENT);
+        Ok(Growing { file, done, from: done })
+    }
+
     /// Has written back what has come behind what was there at the last look; whether there was something.
     fn look(&mut self) -> bool {
         let Ok(size) = sys::size_of(&self.file) else { return false };

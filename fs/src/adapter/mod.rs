@@ -337,7 +337,9 @@ impl Filesystem for Adapter {
         let result = self.run(Kind::Release, ino, || {
             self.mounted.tree.release(fh.0);
             self.closed(node(ino));
-            self.mounted.trickle.closed(node(ino));
+            if !self.mounted.tree.handles.is_writer(node(ino)) {
+                self.mounted.trickle.closed(node(ino));
+            }
             Ok(())
         });
         send_empty(result, reply);

@@ -27,10 +27,10 @@ fn writes(mount: &Mount) -> u64 {
     requests["write"].as_u64().unwrap_or(0)
 }
 
-/// Two snapshots make a rhythm: from now on, for two seconds, the next is near.
+/// Two snapshots make a rhythm: from now on, for some seconds, the next is near.
 fn two_snapshots(mount: &Mount, first: u64) {
     mount.snapshot(first);
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_secs(1));
     mount.snapshot(first + 1);
 }
 
@@ -38,7 +38,7 @@ fn two_snapshots(mount: &Mount, first: u64) {
 fn append_until_written_back(mount: &Mount, name: &str) -> File {
     let mut file = File::create(mount.live(name)).unwrap();
     let before = writes(mount);
-    let until = Instant::now() + Duration::from_secs(2);
+    let until = Instant::now() + Duration::from_secs(3);
     while writes(mount) == before {
         // Of its own the kernel begins much later, and with much more.
         assert!(Instant::now() < until, "nothing is written back");
@@ -51,13 +51,14 @@ fn append_until_written_back(mount: &Mount, name: &str) -> File {
 #[test]
 fn what_is_appended_is_written_back_when_a_snapshot_is_near() {
     let mount = Mount::empty();
-    // Nothing is expected yet: it stays with the kernel.
+    // Nothing is expected yet: it stays with the kernel, but for what that writes back by itself when memory is short.
     let mut quiet = File::create(mount.live("quiet")).unwrap();
     for _ in 0..8 {
         quiet.write_all(&[1; MIB]).unwrap();
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(writes(&mount), 0);
+    let so_far = writes(&mount);
+    assert!(so_far < 4, "{so_far} of 8");
     two_snapshots(&mount, 1);
     drop(append_until_written_back(&mount, "log"));
     assert!(fs::read(mount.live("log")).unwrap().iter().all(|&byte| byte == 7));

@@ -2,8 +2,8 @@
 //!
 //! ext4 gives new pages of a file their place when they are written back, in the transaction of its journal that is
 //! open then, and an fdatasync commits that one. One after the other, sixteen layers take sixteen commits. When all are
-//! written back first (some dozens at a time), the first fdatasync commits for all of them, and the others find nothing left; and one sync of a
-//! directory is enough for all the names in it.
+//! written back first (some dozens at a time), the first fdatasync commits for all of them, and the others find nothing
+//! left; and one sync of a directory is enough for all the names in it.
 
 use std::collections::HashSet;
 use std::io;

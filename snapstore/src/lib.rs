@@ -13,6 +13,7 @@ pub mod control;
 pub mod diff;
 mod disk;
 mod error;
+mod hashing;
 mod heights;
 pub mod locate;
 pub mod merkle;

@@ -16,6 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::backend::{FileRead, Seek, Tree};
 use crate::error::{Error, Result};
+use crate::hashing::hash_chunks;
 use crate::types::{Attr, CHUNK_SIZE, FileKind, Ino};
 
 /// A hash.
@@ -42,7 +43,7 @@ pub fn chunk(bytes: &[u8]) -> Hash {
     *blake3::hash(&whole).as_bytes()
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<16>();
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
@@ -146,10 +147,10 @@ pub fn content(file: &dyn FileRead) -> Result<Hash> {
             }
             let count = (end - next).min(FAN_OUT as u64) as usize;
             let got = file.read_at(&mut buf[..count * CHUNK], next * CHUNK_SIZE)?;
-            for bytes in buf[..got].chunks(CHUNK) {
-                levels.push(chunk(bytes));
+            hash_chunks(&buf[..got], |_, hash| {
+                levels.push(hash);
                 next += 1;
-            }
+            });
             if got < count * CHUNK {
                 break;
             }

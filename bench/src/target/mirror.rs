@@ -54,7 +54,7 @@ fn lift(point: &Path) {
     let Ok(meta) = fs::metadata(point) else { return };
     let (major, minor) = (nix::sys::stat::major(meta.dev()), nix::sys::stat::minor(meta.dev()));
     let dir = PathBuf::from(format!("/sys/class/bdi/{major}:{minor}"));
-    for (name, value) in [("strict_limit", "0"), ("max_ratio", "100"), ("read_ahead_kb", "4096")] {
+    for (name, value) in [("strict_limit", "0"), ("max_ratio", "100"), ("read_ahead_kb", "512")] {
         let _ = fs::write(dir.join(name), value);
     }
 }

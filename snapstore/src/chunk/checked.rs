@@ -4,7 +4,7 @@
 use super::core::Core;
 use super::layer::Layer;
 use super::rows::LayerFile;
-use super::sums::{ZEROS, hash_chunk};
+use super::sums::{GROUP, ZEROS, hash_chunks};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::types::CHUNK_SIZE;
@@ -52,8 +52,8 @@ pub(crate) fn known(core: &Core, layer: &Layer, chunk: u32) -> Result<Option<[u8
     if !sealed {
         return Ok(None);
     }
-    let hash = layer.sums.get(core, layer.ino, name, chunk)?;
-    Ok(hash.or(summed.then_some(ZEROS)))
+    let group = layer.sums.get(core, layer.ino, name, chunk / GROUP)?;
+    Ok(group.get(chunk % GROUP).copied().or(summed.then_some(ZEROS)))
 }
 
 struct Checked<'a> {
@@ -78,9 +78,7 @@ impl Checked<'_> {
         let (buf, tail) = buf.split_at_mut(whole);
         if !buf.is_empty() {
             read(self.layer, self.file, buf, offset)?;
-            for (bytes, chunk) in buf.chunks(CHUNK).zip(offset / CHUNK_SIZE..) {
-                self.check(chunk as u32, bytes)?;
-            }
+            self.check(offset, buf)?;
         }
         if tail.is_empty() { Ok(()) } else { self.part(tail, offset + whole as u64) }
     }
@@ -90,19 +88,48 @@ impl Checked<'_> {
         let mut bytes = [0; CHUNK];
         let within = (offset % CHUNK_SIZE) as usize;
         read(self.layer, self.file, &mut bytes, offset - within as u64)?;
-        self.check((offset / CHUNK_SIZE) as u32, &bytes)?;
+        self.check(offset - within as u64, &bytes)?;
         buf.copy_from_slice(&bytes[within..within + buf.len()]);
         Ok(())
     }
 
-    fn check(&self, chunk: u32, bytes: &[u8]) -> Result<()> {
-        let known = self.layer.sums.get(self.core, self.layer.ino, self.name, chunk)?;
-        let right = match known {
-            Some(hash) => hash_chunk(bytes) == hash,
-            None if self.summed => hash_chunk(bytes) == ZEROS,
-            None => self.layer.lost(chunk.into()) != Some(chunk.into()),
-        };
-        if right { Ok(()) } else { Err(damaged(self.layer.ino, self.name, chunk)) }
+    /// Whole chunks from `offset` on.
+    fn check(&self, offset: u64, mut bytes: &[u8]) -> Result<()> {
+        let mut chunk = (offset / CHUNK_SIZE) as u32;
+        while !bytes.is_empty() {
+            let count = ((GROUP - chunk % GROUP) as usize).min(bytes.len() / CHUNK);
+            let (run, rest) = bytes.split_at(count * CHUNK);
+            self.check_run(chunk, run)?;
+            chunk = chunk.wrapping_add(count as u32);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Chunks of one group.
+    fn check_run(&self, first: u32, bytes: &[u8]) -> Result<()> {
+        let known = self.layer.sums.get(self.core, self.layer.ino, self.name, first / GROUP)?;
+        let mut wrong = None;
+        if self.summed || !known.is_empty() {
+            hash_chunks(bytes, |n, hash| {
+                let chunk = first + n as u32;
+                let right = match known.get(chunk % GROUP) {
+                    Some(known) => hash == *known,
+                    None if self.summed => hash == ZEROS,
+                    None => self.layer.lost(chunk.into()) != Some(chunk.into()),
+                };
+                if !right {
+                    wrong.get_or_insert(chunk);
+                }
+            });
+        } else {
+            let end = u64::from(first) + (bytes.len() / CHUNK) as u64;
+            wrong = self.layer.lost(first.into()).filter(|lost| *lost < end).map(|lost| lost as u32);
+        }
+        match wrong {
+            Some(chunk) => Err(damaged(self.layer.ino, self.name, chunk)),
+            None => Ok(()),
+        }
     }
 }
 

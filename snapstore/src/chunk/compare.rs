@@ -11,7 +11,7 @@ use roaring::RoaringBitmap;
 use super::core::Core;
 use super::layer::{is_cut, scan_chunks};
 use super::rows::{Key, LayerRow, Row};
-use super::sums::{GROUP, Group, ZEROS, for_each_chunk, group_key, hash_chunk};
+use super::sums::{GROUP, Group, ZEROS, for_each_run, group_key, hash_chunks};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::types::{CHUNK_SIZE, EpochId, Ino};
@@ -118,20 +118,25 @@ impl Shared {
         }
         let mut group = (u32::MAX, Arc::new(Group::default()));
         let (mut untold, mut compared, mut unhashed) = (0, 0, 0);
-        let done = for_each_chunk(&*file, &chunks, |chunk, bytes| {
-            if chunk / GROUP != group.0 {
-                let found = core.meta.sums(&group_key(ino, row.file, chunk / GROUP));
-                group = (chunk / GROUP, found.map_err(|_| std::io::ErrorKind::InvalidData)?);
+        let done = for_each_run(&*file, &chunks, |first, bytes| {
+            if first / GROUP != group.0 {
+                let found = core.meta.sums(&group_key(ino, row.file, first / GROUP));
+                group = (first / GROUP, found.map_err(|_| std::io::ErrorKind::InvalidData)?);
             }
-            match group.1.get(chunk % GROUP) {
-                None if !row.summed => unhashed += CHUNK_SIZE,
-                known => {
-                    compared += CHUNK_SIZE;
-                    right &= hash_chunk(bytes) == *known.unwrap_or(&ZEROS);
-                }
+            let count = bytes.len() as u64 / CHUNK_SIZE;
+            if !row.summed && group.1.is_empty() {
+                unhashed += count * CHUNK_SIZE;
+            } else {
+                hash_chunks(bytes, |n, hash| match group.1.get(first % GROUP + n as u32) {
+                    None if !row.summed => unhashed += CHUNK_SIZE,
+                    known => {
+                        compared += CHUNK_SIZE;
+                        right &= hash == *known.unwrap_or(&ZEROS);
+                    }
+                });
             }
-            untold += 1;
-            if untold == TELL {
+            untold += count;
+            if untold >= TELL {
                 progress.advance(std::mem::take(&mut untold) * CHUNK_SIZE);
             }
             if core.stopping.load(Ordering::Relaxed) {

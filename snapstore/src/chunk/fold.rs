@@ -25,7 +25,7 @@ use super::core::Core;
 use super::layer::{is_cut, runs, scan_chunks};
 use super::rows::{LayerFile, LayerRow};
 use super::space::cut;
-use super::sums::{Edit, GROUP, Group, ZEROS, for_each_chunk, group_key, hash_chunk};
+use super::sums::{Edit, GROUP, Group, ZEROS, for_each_run, group_key, hash_chunk, hash_chunks};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -193,23 +193,25 @@ fn take_along(
     let mut sums = Edit::default();
     let mut group = (u32::MAX, Arc::new(Group::default()));
     let mut failed = None;
-    for_each_chunk(file, chunks, |chunk, bytes| {
-        if chunk / GROUP != group.0 {
-            match core.meta.sums(&group_key(ino, row.file, chunk / GROUP)) {
-                Ok(found) => group = (chunk / GROUP, found),
+    for_each_run(file, chunks, |first, bytes| {
+        if first / GROUP != group.0 {
+            match core.meta.sums(&group_key(ino, row.file, first / GROUP)) {
+                Ok(found) => group = (first / GROUP, found),
                 Err(error) => {
                     failed = Some(error);
                     return Err(std::io::ErrorKind::Interrupted.into());
                 }
             }
         }
-        let known = group.1.get(chunk % GROUP).copied();
-        if (known.is_some() || row.summed) && hash_chunk(bytes) != known.unwrap_or(ZEROS) {
-            failed = Some(damaged(ino, row.file, chunk));
-            return Err(std::io::ErrorKind::InvalidData.into());
-        }
-        sums.set(chunk, known);
-        Ok(())
+        hash_chunks(bytes, |n, hash| {
+            let chunk = first + n as u32;
+            let known = group.1.get(chunk % GROUP).copied();
+            if (known.is_some() || row.summed) && hash != known.unwrap_or(ZEROS) {
+                failed.get_or_insert(damaged(ino, row.file, chunk));
+            }
+            sums.set(chunk, known);
+        });
+        if failed.is_some() { Err(std::io::ErrorKind::InvalidData.into()) } else { Ok(()) }
     })
     .map_err(|e| failed.unwrap_or_else(|| io("read", ino, row.file)(e)))?;
     Ok(sums)

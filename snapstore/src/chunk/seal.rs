@@ -15,7 +15,7 @@ use super::lineage::Lineage;
 use super::rows::{Key, LayerFile, LayerRow, Row};
 use super::snapshots::{epoch_row, json};
 use super::space::{self, own_chunks};
-use super::sums::{GROUP, Group, for_each_chunk, group_key, hash_chunk};
+use super::sums::{GROUP, Group, for_each_run, group_key, hash_chunks};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Ino};
@@ -152,9 +152,9 @@ impl Core {
             false => self.meta.put_sums(group_key(ino, name, number), group),
         };
         let mut failed = Ok(());
-        for_each_chunk(file, chunks, |chunk, bytes| {
-            if chunk / GROUP != group.0 {
-                let next = begin(chunk / GROUP).and_then(|next| {
+        for_each_run(file, chunks, |first, bytes| {
+            if first / GROUP != group.0 {
+                let next = begin(first / GROUP).and_then(|next| {
                     let full = put(std::mem::replace(&mut group, next));
                     if full { self.commit(false) } else { Ok(()) }
                 });
@@ -163,9 +163,12 @@ impl Core {
                     return Err(std::io::ErrorKind::Interrupted.into());
                 }
             }
-            if known == Known::Replace || group.1.get(chunk % GROUP).is_none() {
-                group.1.set(chunk % GROUP, Some(hash_chunk(bytes)));
-            }
+            hash_chunks(bytes, |n, hash| {
+                let place = first % GROUP + n as u32;
+                if known == Known::Replace || group.1.get(place).is_none() {
+                    group.1.set(place, Some(hash));
+                }
+            });
             Ok(())
         })
         .map_err(|e| failed.err().unwrap_or_else(|| Error::io("read", name.path(ino))(e)))?;

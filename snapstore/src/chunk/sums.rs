@@ -20,6 +20,7 @@ use super::core::Core;
 use super::rows::LayerFile;
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
+pub(crate) use crate::hashing::hash_chunks;
 pub(crate) use crate::merkle::{Hash as ChunkHash, ZEROS, chunk as hash_chunk};
 use crate::sync::Mutex;
 use crate::types::{CHUNK_SIZE, Ino};
@@ -196,55 +197,45 @@ struct Kept {
 impl Cached {
     const MOST: usize = 8;
 
-    /// The hash that a chunk of a layer's file must have, if one is known.
-    pub(crate) fn get(
-        &self,
-        core: &Core,
-        ino: Ino,
-        file: LayerFile,
-        chunk: u32,
-    ) -> Result<Option<ChunkHash>> {
-        let key = group_key(ino, file, chunk / GROUP);
+    /// The hashes that chunks of a layer's file must have, as far as they are known: the group of that number.
+    pub(crate) fn get(&self, core: &Core, ino: Ino, file: LayerFile, number: u32) -> Result<Arc<Group>> {
+        let key = group_key(ino, file, number);
         let mut kept = self.0.lock();
         let rewrites = core.meta.rewrites();
         if kept.rewrites != rewrites {
             *kept = Kept { rewrites, groups: Vec::new() };
         }
         let kept = &mut kept.groups;
-        let group = match kept.iter().find(|(k, _)| *k == key) {
-            Some((_, group)) => Arc::clone(group),
-            None => {
-                let group = core.meta.sums(&key)?;
-                if kept.len() >= Cached::MOST {
-                    kept.remove(0);
-                }
-                kept.push((key, Arc::clone(&group)));
-                group
-            }
-        };
-        Ok(group.get(chunk % GROUP).copied())
+        if let Some((_, group)) = kept.iter().find(|(k, _)| *k == key) {
+            return Ok(Arc::clone(group));
+        }
+        let group = core.meta.sums(&key)?;
+        if kept.len() >= Cached::MOST {
+            kept.remove(0);
+        }
+        kept.push((key, Arc::clone(&group)));
+        Ok(group)
     }
 }
 
-/// Reads the given chunks of a file, as far as it goes, and hands each to `each`.
-pub(crate) fn for_each_chunk(
+/// Reads the given chunks of a file, as far as it goes, and hands them to `each` in runs of neighbours, with the first
+/// one's number. A run lies within one group.
+pub(crate) fn for_each_run(
     file: &dyn DiskFile,
     chunks: &RoaringBitmap,
     mut each: impl FnMut(u32, &[u8]) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
-    const STEP: u64 = 64;
-    let mut buf = vec![0; CHUNK * STEP as usize];
+    let step = u64::from(GROUP);
+    let mut buf = vec![0; CHUNK * GROUP as usize];
     let mut rest = chunks.iter();
     while let Some(range) = rest.next_range() {
         let (mut at, end) = (u64::from(*range.start()), u64::from(*range.end()) + 1);
         while at < end {
-            let count = STEP.min(end - at);
+            let count = (step - at % step).min(end - at);
             let buf = &mut buf[..CHUNK * count as usize];
             let got = file.read_once(buf, at * CHUNK_SIZE)?;
             buf[got..].fill(0);
-            for (n, bytes) in buf.chunks(CHUNK).enumerate() {
-                each((at + n as u64) as u32, bytes)?;
-            }
+            each(at as u32, buf)?;
             at += count;
         }
     }

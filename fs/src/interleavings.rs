@@ -11,8 +11,8 @@ use shuttle::thread;
 use snapstore::backend::{Allocate, FileRead, FileWrite, Gate, HeightQuery, NewInode, Open, Seek};
 use snapstore::backend::{SnapshotOptions, Times};
 use snapstore::chunk::{OpenOptions, create_empty, open};
-use snapstore::sync::Mutex;
 use snapstore::sync::explore::explore;
+use snapstore::sync::{Condvar, Mutex};
 use snapstore::{Error, FileKind, Height, Ino, Result};
 
 use crate::adapter::Kind;
@@ -22,6 +22,7 @@ use crate::lookups::Lookups;
 use crate::node::{NodeId, Tag};
 use crate::order::Order;
 use crate::tree::{Caller, MountTree, TreeOptions};
+use crate::workers::Workers;
 
 const FILE: NodeId = NodeId(9);
 
@@ -60,8 +61,8 @@ impl FileWrite for Nothing {
     }
 }
 
-fn for_writing() -> Handle {
-    Handle::LiveWrite(LiveWrite { ino: Ino(9), id: FILE, serial: 1, file: Arc::new(Nothing) })
+fn for_writing() -> Arc<Handle> {
+    Handle::LiveWrite(LiveWrite { ino: Ino(9), id: FILE, serial: 1, file: Arc::new(Nothing) }).into()
 }
 
 /// A handle is there from its opening to its closing, is closed once, and a barrier finds its inode all that time.
@@ -152,6 +153,70 @@ fn the_watchdog_tells_of_what_there_was() {
         workers.into_iter().for_each(|worker| worker.join().expect("worker"));
         (3..5).for_each(look);
         assert_eq!(all.overdue(), 0);
+    });
+}
+
+/// What the kernel has for the threads that answer requests, and whether it is still there.
+#[derive(Default)]
+struct Kernel {
+    waiting: Vec<usize>,
+    answered: Vec<usize>,
+    gone: bool,
+}
+
+/// However few threads wait for requests, none is left unanswered because all who are awake wait for another one's
+/// answer; and when the mount is gone, nobody is left who rests.
+#[test]
+fn who_rests_is_called_when_nobody_is_left() {
+    const REQUESTS: usize = 6;
+    const THREADS: usize = 3;
+    explore(|| {
+        let workers = Arc::new(Workers::new(1));
+        let kernel = Arc::new((Mutex::new(Kernel::default()), Condvar::new()));
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                let (workers, kernel) = (workers.clone(), kernel.clone());
+                thread::spawn(move || {
+                    let (state, changed) = &*kernel;
+                    let mut first = true;
+                    loop {
+                        let mut k = state.lock();
+                        while k.waiting.is_empty() && !k.gone {
+                            changed.wait(&mut k);
+                        }
+                        let Some(request) = k.waiting.pop() else { break };
+                        drop(k);
+                        workers.begin(std::mem::take(&mut first));
+                        // The second of three waits until the third is answered.
+                        let mut k = state.lock();
+                        while request % 3 == 1 && !k.answered.contains(&(request + 1)) {
+                            changed.wait(&mut k);
+                        }
+                        k.answered.push(request);
+                        changed.notify_all();
+                        drop(k);
+                        workers.end();
+                    }
+                    // Who has answered nothing does not know that there are others.
+                    if !first {
+                        workers.finish();
+                    }
+                })
+            })
+            .collect();
+        let (state, changed) = &*kernel;
+        for request in 0..REQUESTS {
+            state.lock().waiting.push(request);
+            changed.notify_all();
+        }
+        let mut k = state.lock();
+        while k.answered.len() < REQUESTS {
+            changed.wait(&mut k);
+        }
+        k.gone = true;
+        changed.notify_all();
+        drop(k);
+        threads.into_iter().for_each(|thread| thread.join().expect("a worker"));
     });
 }
 

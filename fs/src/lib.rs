@@ -41,6 +41,7 @@ mod unmount;
 mod verbs;
 mod views;
 mod ways;
+mod workers;
 
 pub use mount::{Cache, MountError, MountOptions, SLOW_REQUEST, clear_dead_mount, mount};
 pub use mounted::Mounted;

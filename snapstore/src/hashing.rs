@@ -5,8 +5,8 @@
 //! and so on up the tree. The hashes are those of [`blake3::hash`]; it takes half the time (docs/PERFORMANCE.md).
 //!
 //! The tree and its flags are those of "BLAKE3: one function, fast everywhere" (O'Connor, Aumasson, Neves,
-//! Wilcox-O'Hearn, 2020), sections 2.1 to 2.5. The crate has no documented way to several inputs at once; what is used
-//! here is what its sibling crates use, and the tests compare.
+//! Wilcox-O'Hearn, 2020), sections 2.1 to 2.5. The crate has no stable way to several inputs at once. What is used
+//! here is public, but may change with any release: so `Cargo.toml` names one, and the tests compare.
 
 use std::array::from_fn;
 

@@ -36,6 +36,7 @@ use snapstore::backend::{SetAttr, Times};
 
 use crate::mounted::Mounted;
 use crate::tree::{Entered, Found, Make, is_heights};
+use crate::workers::{Busy, Workers};
 
 pub use backing::Backing;
 use decode::{caller, errno, file_attr, file_type, from_fuser, node, rename_mode, timestamp, xattr_mode};
@@ -48,6 +49,8 @@ pub use session::Session;
 struct Adapter {
     mounted: Arc<Mounted>,
     wanted: Wanted,
+    /// The threads that the library runs; none, for what runs on a thread of its own ([`Adapter::aside`]).
+    workers: Option<Arc<Workers>>,
 }
 
 /// How the kernel may keep the listing of a directory ([`Entered::open_dir`](crate::tree::Entered::open_dir)).
@@ -82,6 +85,8 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        // One of many, it may be.
+        let _busy = self.workers.as_ref().map(Busy::brief);
         let _ = self.run(Kind::Forget, ino, || {
             self.mounted.tree.forget(node(ino), nlookup);
             Ok(())
@@ -130,11 +135,8 @@ impl Filesystem for Adapter {
             times: Times::Touch,
         };
         let fh = fh.map(|fh| fh.0);
-        if size.is_some() {
-            self.mounted.tree.order.wait();
-        }
-        self.serve(
-            Kind::SetAttr,
+        self.serve_in_order(
+            (Kind::SetAttr, size.is_some()),
             ino,
             |tree| tree.set_attr(caller(req), node(ino), fh, set),
             |result| match result {
@@ -243,11 +245,8 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.0 & libc::O_TRUNC != 0 {
-            self.mounted.tree.order.wait();
-        }
-        self.serve(
-            Kind::Open,
+        self.serve_in_order(
+            (Kind::Open, flags.0 & libc::O_TRUNC != 0),
             ino,
             |tree| tree.open(caller(req), node(ino), flags.0),
             |result| match result {
@@ -285,6 +284,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _busy = self.busy();
         decode::with_buffer(size as usize, |buf| {
             match self.run(Kind::Read, ino, || self.mounted.tree.read(fh.0, buf, offset)) {
                 Ok(len) => reply.data(&buf[..len]),
@@ -305,6 +305,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _busy = self.busy();
         let unprivileged = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.run(Kind::Write, ino, || self.mounted.tree.write(fh.0, data, offset, unprivileged)) {
             Ok(()) => reply.written(data.len() as u32),
@@ -334,6 +335,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.busy();
         let result = self.run(Kind::Release, ino, || {
             self.mounted.tree.release(fh.0);
             self.closed(node(ino));
@@ -346,6 +348,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let _busy = self.busy();
         send_empty(self.run(Kind::Fsync, ino, || self.mounted.tree.sync(fh.0, datasync)), reply);
     }
 
@@ -362,6 +365,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _busy = self.busy();
         let told = self.run(Kind::ReadDir, ino, || {
             let tree = self.mounted.tree.enter();
             tree.read_dir(fh.0, offset, |item| {
@@ -383,6 +387,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _busy = self.busy();
         let told = self.run(Kind::ReadDir, ino, || {
             let tree = self.mounted.tree.enter();
             tree.read_dir_plus(caller(req), fh.0, offset, |item, e| {
@@ -405,6 +410,7 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let _busy = self.busy();
         let result = self.run(Kind::ReleaseDir, ino, || {
             self.mounted.tree.release_dir(fh.0);
             Ok(())
@@ -514,6 +520,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.busy();
         let work = || self.mounted.tree.allocate(fh.0, mode, offset, length);
         send_empty(self.run(Kind::Fallocate, ino, work), reply);
     }
@@ -527,6 +534,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _busy = self.busy();
         match self.run(Kind::Seek, ino, || self.mounted.tree.seek(fh.0, offset, whence)) {
             Ok(found) => reply.offset(found),
             Err(e) => reply.error(errno(e)),
@@ -547,6 +555,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+        let _busy = self.busy();
         match self.run(Kind::CopyRange, ino_in, || self.mounted.tree.copy(from, to, len)) {
             Ok(copied) => reply.written(copied),
             Err(e) => reply.error(errno(e)),

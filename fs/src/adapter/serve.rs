@@ -11,8 +11,14 @@ use super::reply::send_entry;
 use super::{Adapter, Kind};
 use crate::errno::{Errno, Result};
 use crate::tree::{Entered, Found, Make};
+use crate::workers::Busy;
 
 impl Adapter {
+    /// This thread answers a request, until what is returned is dropped: after the reply.
+    pub(super) fn busy(&self) -> Option<Busy<'_>> {
+        self.workers.as_ref().map(Busy::new)
+    }
+
     /// Runs a handler's work.
     pub(super) fn run<T>(&self, kind: Kind, ino: INodeNo, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let _watched = self.mounted.in_flight.begin(kind, node(ino));
@@ -27,9 +33,21 @@ impl Adapter {
         work: impl FnOnce(&Entered<'_>) -> Result<T>,
         reply: impl FnOnce(Result<T>),
     ) {
+        self.serve_in_order((kind, kind.changes_names()), ino, work, reply);
+    }
+
+    /// The same, for what must keep to the order of writes or need not.
+    pub(super) fn serve_in_order<T>(
+        &self,
+        (kind, in_order): (Kind, bool),
+        ino: INodeNo,
+        work: impl FnOnce(&Entered<'_>) -> Result<T>,
+        reply: impl FnOnce(Result<T>),
+    ) {
+        let _busy = self.busy();
         // Before the tree is entered: waiting for that is a part of what can take too long.
         let _watched = self.mounted.in_flight.begin(kind, node(ino));
-        if kind.changes_names() {
+        if in_order {
             self.mounted.tree.order.wait();
         }
         let tree = self.mounted.tree.enter();
@@ -52,7 +70,8 @@ impl Adapter {
 
     /// Runs work on a thread of its own.
     pub(super) fn aside(&self, kind: Kind, work: impl FnOnce(&Adapter) + Send + 'static) {
-        let adapter = Adapter { mounted: self.mounted.clone(), wanted: self.wanted };
+        let _busy = self.busy();
+        let adapter = Adapter { mounted: self.mounted.clone(), wanted: self.wanted, workers: None };
         let spawned =
             thread::Builder::new().name(format!("tmfs-{}", kind.name())).spawn(move || work(&adapter));
         if let Err(error) = spawned {

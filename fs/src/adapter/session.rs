@@ -38,8 +38,9 @@ impl Session {
         // Who may come in at all is the kernel's decision, made by the mount's options. The library's own check would
         // refuse the kernel's write-back threads, which come as root.
         let acl = fuser::SessionACL::All;
+        let adapter = Adapter { mounted, wanted, workers: Some(Arc::default()) };
         let device_again = Arc::new(File::from(device.try_clone()?));
-        let session = fuser::Session::from_fd(Adapter { mounted, wanted }, device, acl, config)?;
+        let session = fuser::Session::from_fd(adapter, device, acl, config)?;
         Ok(Session { session, device: device_again })
     }
 

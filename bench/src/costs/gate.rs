@@ -3,7 +3,6 @@
 //! RocksDB overwrites at random for the whole time, and ten snapshots are taken in each second. Each one's pause is a
 //! value.
 
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,8 +10,8 @@ use anyhow::{Context, ensure};
 use snapstore::Height;
 use snapstore::backend::SnapshotOptions;
 
-use super::Bench;
 use super::snapshot::next_height;
+use super::{Bench, busy};
 use crate::report::Unit;
 use crate::target::tmfs::Tmfs;
 
@@ -23,17 +22,7 @@ const EVERY: Duration = Duration::from_millis(100);
 pub fn measure(bench: &mut Bench<'_>, tmfs: &Tmfs, case: &str) -> anyhow::Result<()> {
     let client = tmfs.client()?;
     let window = Duration::from_secs_f64(2.0 * bench.args.window);
-    let mut load = Command::new("db_bench")
-        .arg(format!("--db={}", tmfs.dir().join("rocksdb").display()))
-        .args(["--benchmarks=overwrite", "--num=10000000", "--value_size=400", "--compression_type=none"])
-        .arg(format!("--duration={}", window.as_secs() + 5))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("db_bench")?;
-    // Its first second makes the database.
-    thread::sleep(Duration::from_secs(1));
+    let mut load = busy::overwrites(tmfs.dir(), window)?;
     let mut height = next_height(tmfs)?;
     let what = "under RocksDB's overwrites, how long names and writes were held back by a snapshot";
     let (mut each, mut longest) = (true, 0);

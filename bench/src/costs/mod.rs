@@ -6,6 +6,7 @@
 //! is tried.
 
 mod aged;
+mod busy;
 mod gate;
 mod heights;
 mod life;
@@ -78,6 +79,8 @@ enum Part {
     Stall,
     /// How long one keeps RocksDB waiting
     Gate,
+    /// How long a durable one takes beside RocksDB, and one of Btrfs (needs root)
+    Busy,
     /// How long a rollback and its undoing take
     Rollback,
     /// Lists and remounts with many heights
@@ -110,6 +113,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     if args.wants(Part::Snapshot) && nix::unistd::geteuid().is_root() && process::installed("mkfs.btrfs") {
         bench.try_to("snapshots of Btrfs", "`btrfs subvolume snapshot`", "btrfs", snapshot::btrfs);
+    }
+    if args.wants(Part::Busy) && nix::unistd::geteuid().is_root() && process::installed("mkfs.btrfs") {
+        bench.try_to(
+            "durable snapshots under RocksDB",
+            "snapshot beside RocksDB, waiting",
+            "all",
+            busy::measure,
+        );
     }
     for shape in args.shapes() {
         let case = shape.to_string();

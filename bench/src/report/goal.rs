@@ -94,6 +94,11 @@ pub enum Bound {
         /// The limit.
         most: f64,
     },
+    /// A time: neither the median nor the 95th percentile is above that of another case.
+    Sooner {
+        /// The other case.
+        of: String,
+    },
 }
 
 /// A row, a case, what is asked of it.
@@ -141,6 +146,19 @@ pub(super) fn judge(report: &Report) -> Vec<Judged> {
                         (words, one(write) && one(fsync) && other < 0.05 + ticks)
                     });
                 ("one WRITE, one FSYNC per commit; times once a tick".to_owned(), figure)
+            }
+            Bound::Sooner { of } => {
+                let Some(other) = find(row, of) else { continue };
+                let at = |series: &Series| {
+                    let mut values = series.values.clone();
+                    values.sort_by(f64::total_cmp);
+                    (!values.is_empty()).then(|| [0.5, 0.95].map(|part| percentile(&values, part)))
+                };
+                let figure = at(series).zip(at(other)).map(|(is, of)| {
+                    let ratios = [is[0] / of[0], is[1] / of[1]];
+                    (format!("{:.2}, {:.2}", ratios[0], ratios[1]), ratios.iter().all(|&ratio| ratio <= 1.0))
+                });
+                (format!("median and p95 ≤ {of}'s"), figure)
             }
             Bound::AtMost { part, most } => {
                 let mut values = series.values.clone();

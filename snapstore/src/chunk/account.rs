@@ -436,10 +436,7 @@ impl Core {
         let mut chunks = 0;
         let unseen = |epoch| groups.group(epoch).is_none();
         self.for_each_shared(&members, unseen, |parts| chunks += garbage(parts, &groups))?;
-        let pending = {
-            let work = self.work.lock();
-            work.reclaim || work.busy > 0 || !work.seal.is_empty() || !work.remove.is_empty()
-        };
+        let pending = self.work.lock().frees_space();
         Ok((chunks * CHUNK_SIZE).max(u64::from(pending)))
     }
 }

@@ -16,6 +16,7 @@ use super::seek::{next_data, next_hole};
 use super::sums::ZEROS;
 use crate::backend::Seek;
 use crate::error::{Error, Result};
+use crate::sync::atomic::Ordering;
 use crate::sync::{Mutex, RwLock};
 use crate::types::{CHUNK_SIZE, Ino, chunk_span};
 
@@ -51,6 +52,7 @@ impl Content {
 
     /// Fills `buf` from `offset`; fewer bytes only at the end of the file.
     pub(crate) fn read_at(&self, core: &Core, buf: &mut [u8], offset: u64) -> Result<usize> {
+        core.reads.fetch_add(1, Ordering::Relaxed);
         let mut done = read_stack(core, &self.stack.read(), buf, offset);
         // One fold may follow another.
         for _ in 0..3 {

@@ -101,6 +101,8 @@ pub(crate) struct Core {
     /// Serializes changes of names and attributes, from their first look to [`Meta::apply`].
     pub names: Mutex<()>,
     head: RwLock<Arc<HeadState>>,
+    /// The head's epoch when the store was opened.
+    pub first_epoch: EpochId,
     /// Operations under way, by the lowest bit of their epoch: a cut waits for the one before it to be over.
     inflight: [AtomicUsize; 2],
     pub next_ino: AtomicU64,
@@ -144,11 +146,15 @@ pub(crate) struct Core {
     pub stopping: AtomicBool,
     /// A verification that is going on.
     pub activity: Mutex<Option<Activity>>,
-    /// Held while layers are folded or removed. Order: before everything else.
+    /// Held while layers are folded or removed, or hashed when they are sealed. Order: before everything else.
     pub folding: Mutex<()>,
     /// Held while the background has a hand on the contents that programs have open: a file is not open because of
     /// that. Order: before a file's stack.
     pub replacing: Mutex<()>,
+    /// Held by who hashes what sealing left. Order: before `folding`, after `working`.
+    pub hashing: Mutex<()>,
+    /// Counts what programs read, roughly: hashing gives way to them.
+    pub reads: AtomicU64,
     /// Work for the background.
     pub work: Mutex<Work>,
     pub wake: Condvar,
@@ -161,6 +167,12 @@ pub(crate) struct Core {
 pub(crate) struct Work {
     /// Epochs to seal, oldest first.
     pub seal: std::collections::VecDeque<EpochId>,
+    /// Epochs whose layers are to be hashed, oldest first.
+    pub hash: std::collections::VecDeque<EpochId>,
+    /// So many wait for that.
+    pub hurry: usize,
+    /// Those of them that a merge waits for.
+    pub awaited: std::collections::BTreeSet<EpochId>,
     /// Whether epochs may have become mergeable.
     pub reclaim: bool,
     /// Layer files to remove.
@@ -175,6 +187,22 @@ pub(crate) struct Work {
     pub stop: bool,
     /// The latest error, as text.
     pub last_error: Option<String>,
+}
+
+impl Work {
+    /// Whether there is anything to do or under way.
+    pub(crate) fn has_some(&self) -> bool {
+        self.frees_space() || !self.hash.is_empty()
+    }
+
+    /// Whether that may give space back.
+    pub(crate) fn frees_space(&self) -> bool {
+        self.reclaim
+            || self.busy > 0
+            || !self.seal.is_empty()
+            || !self.awaited.is_empty()
+            || !self.remove.is_empty()
+    }
 }
 
 /// An operation that changes data, registered with its epoch.
@@ -213,6 +241,7 @@ impl Core {
             meta,
             control: Mutex::new(control),
             names: Mutex::new(()),
+            first_epoch: head.epoch,
             head: RwLock::new(Arc::new(head)),
             inflight: [AtomicUsize::new(0), AtomicUsize::new(0)],
             next_ino: AtomicU64::new(next_ino),
@@ -239,6 +268,8 @@ impl Core {
             activity: Mutex::default(),
             folding: Mutex::default(),
             replacing: Mutex::default(),
+            hashing: Mutex::default(),
+            reads: AtomicU64::new(0),
             work: Mutex::default(),
             wake: Condvar::new(),
             done: Condvar::new(),

@@ -182,7 +182,13 @@ fn forget_history(core: &Arc<Core>) -> Result<()> {
         let mut c = core.control.lock();
         core.begin(&mut c, None, None, Vec::new(), Vec::new());
     }
-    core.work.lock().reclaim = true;
+    {
+        // Nobody will compare what is given back.
+        let mut work = core.work.lock();
+        work.hash.clear();
+        work.awaited.clear();
+        work.reclaim = true;
+    }
     core.settle()?;
     // What was sealed just now may be merged only after that.
     core.work.lock().reclaim = true;

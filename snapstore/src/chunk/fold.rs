@@ -10,7 +10,8 @@
 //! is: copy, sync, commit the row of the result and the hashes that came along, let open files take their stacks anew,
 //! remove the other file.
 //!
-//! What is copied is compared with its hashes first: damage is not spread, and not given a hash of its own.
+//! What is copied is compared with its hashes first: damage is not spread, and not given a hash of its own. What has no
+//! hash yet gets one: where folding has been, nobody has to look again ([`super::unhashed`]).
 //!
 //! A chunk of the lower layer that the upper's limit cuts in two is a case of its own: nothing may be cleared in it
 //! in place, where readers compare it with its hash. It is *lifted* first: what shows of it becomes the upper layer's.
@@ -182,7 +183,7 @@ impl Work<'_> {
     }
 }
 
-/// Compares chunks of a layer with their hashes. Gives the hashes, to go where the chunks go.
+/// Compares chunks of a layer with their hashes, as far as they have some. Gives the hashes, to go where the chunks go.
 fn take_along(
     core: &Core,
     ino: Ino,
@@ -209,7 +210,7 @@ fn take_along(
             if (known.is_some() || row.summed) && hash != known.unwrap_or(ZEROS) {
                 failed.get_or_insert(damaged(ino, row.file, chunk));
             }
-            sums.set(chunk, known);
+            sums.set(chunk, Some(hash));
         });
         if failed.is_some() { Err(std::io::ErrorKind::InvalidData.into()) } else { Ok(()) }
     })
@@ -256,9 +257,7 @@ pub(crate) fn lift(
     above.write_at(&bytes, start).map_err(io("fold", ino, upper.file))?;
     above.sync_data().map_err(io("sync", ino, upper.file))?;
     let mut sums = Edit::default();
-    if upper.summed {
-        sums.set(chunk, Some(hash_chunk(&bytes)));
-    }
+    sums.set(chunk, Some(hash_chunk(&bytes)));
     let mut row = upper.clone();
     row.chunks.get_or_insert_default().insert(chunk);
     row.blocks = above.stat().map_err(io("stat", ino, upper.file))?.blocks;

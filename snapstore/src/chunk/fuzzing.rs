@@ -254,8 +254,12 @@ mod tests {
                 closed,
             },
         );
-        let epoch = (prop::option::of(any::<u64>()), any::<bool>(), any::<u64>()).prop_map(
-            |(parent, sealed, chunks)| EpochRow { parent: parent.map(EpochId), sealed, chunks, base: parent },
+        let flags = any::<(bool, bool)>();
+        let epoch = (prop::option::of(any::<u64>()), flags, any::<u64>()).prop_map(
+            |(base, (sealed, unhashed), chunks)| {
+                let parent = base.map(EpochId);
+                EpochRow { parent, sealed, chunks, base, unhashed }
+            },
         );
         let failure = ".{0,40}".prop_map(|message| Failure { kind: FailureKind::Busy, message });
         let acl = vec((prop::sample::select(vec![1u16, 2, 4, 8, 16, 32]), 0..8u16, any::<u32>()), 3..7);

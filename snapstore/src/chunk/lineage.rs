@@ -81,12 +81,15 @@ pub(crate) struct EpochRow {
     /// The same of the tree it began from, once that is sealed.
     #[serde(default)]
     pub base: Option<u64>,
+    /// Sealed, and some of its layers have no hashes yet: see [`super::unhashed`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unhashed: bool,
 }
 
 impl EpochRow {
     /// An epoch that begins now.
     pub(crate) fn begun(parent: Option<EpochId>, base: Option<u64>) -> EpochRow {
-        EpochRow { parent, sealed: false, chunks: 0, base }
+        EpochRow { parent, sealed: false, chunks: 0, base, unhashed: false }
     }
 }
 

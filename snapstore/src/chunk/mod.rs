@@ -38,6 +38,7 @@ mod syncing;
 pub(crate) mod tree;
 #[cfg(test)]
 mod twins;
+mod unhashed;
 mod verify;
 mod worker;
 

@@ -185,7 +185,13 @@ pub(crate) fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<(Arc<Core>, Re
     for &epoch in &unsealed {
         core.meta.open_epoch(epoch);
     }
-    core.work.lock().seal.extend(unsealed);
+    {
+        let waiting: Vec<EpochId> = core.control.lock().unhashed().collect();
+        let mut work = core.work.lock();
+        work.seal.extend(unsealed);
+        // Recovery has sealed some, and queued them itself.
+        work.hash = waiting.into();
+    }
     {
         let _names = core.names.lock();
         core.purge_orphans()?;
@@ -224,6 +230,7 @@ pub(crate) fn close(core: &Arc<Core>) -> Result<()> {
     for epoch in frozen {
         failed = failed.or(core.wait_sealed(epoch).err());
     }
+    failed = failed.or_else(|| core.hash_at_close().err());
     failed = failed.or(core.sync_unsealed().err());
     if let Some(error) = failed {
         // What failed first is what the caller is to know.
@@ -353,7 +360,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// Takes the sizes of an unsealed epoch's layers from their files.
 fn recover_epoch(core: &Core, epoch: EpochId) -> Result<()> {
     let lineage = Lineage::new(&core.control.lock().tree, epoch);
-    let mut rows: Vec<(Key, Vec<u8>)> = Vec::new();
+    let (mut rows, mut files) = (Vec::<(Key, Vec<u8>)>::new(), Vec::new());
     for ino in core.meta.touched_layers(epoch)? {
         let key = Key::layer(ino);
         let Some(Some(bytes)) = core.meta.row_at(&key, epoch)? else { continue };
@@ -387,12 +394,17 @@ fn recover_epoch(core: &Core, epoch: EpochId) -> Result<()> {
         }
         // Sealing may have got as far as this layer, but not to its end: it begins again.
         (row.sealed, row.summed) = (false, false);
+        files.push((ino, row.file));
         if core.holes_exact {
             row.chunks = None;
         }
         rows.push((key, row.encode()));
     }
-    core.meta.rewrite(|w| rows.iter().try_for_each(|(key, row)| w.put(key, epoch, Some(row))))
+    core.meta.rewrite(|w| {
+        // A sealing that a crash has ended may have hashed what is written again now.
+        files.iter().try_for_each(|&(ino, file)| w.remove_sums(ino, file))?;
+        rows.iter().try_for_each(|(key, row)| w.put(key, epoch, Some(row)))
+    })
 }
 
 /// Has the holes of the head's layers say again what the rows said when the store was closed. A copy may have made

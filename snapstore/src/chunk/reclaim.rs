@@ -187,10 +187,13 @@ impl Core {
                 steps.push(Step::Drop(epoch));
                 continue;
             };
-            // Empty ones go at once; of two with rows, both have to be final.
+            // Empty ones go at once; of two with rows, both have to be final and to have their hashes.
             let empty = self.meta.touched(epoch, None, 1)?.is_empty();
             let sealed = self.control.lock().is_sealed(upper);
-            let merge = empty || (sealed && !self.meta.touched(upper, None, 1)?.is_empty());
+            let merge = empty
+                || (sealed
+                    && !self.meta.touched(upper, None, 1)?.is_empty()
+                    && self.are_hashed([epoch, upper]));
             if merge && !used.contains(&upper) && used.insert(epoch) {
                 steps.push(Step::Merge { lower: epoch, upper });
             }

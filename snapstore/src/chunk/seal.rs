@@ -16,6 +16,7 @@ use super::rows::{Key, LayerFile, LayerRow, Row};
 use super::snapshots::{epoch_row, json};
 use super::space::{self, own_chunks};
 use super::sums::{GROUP, Group, for_each_run, group_key, hash_chunks};
+use super::unhashed::HASHED_AT_ONCE;
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::types::{EpochId, Ino};
@@ -31,9 +32,6 @@ pub(crate) enum Known {
 
 /// With more layers than this to sync, the whole file system is synced once first.
 const MANY: usize = 64;
-
-/// So many chunks of what has no name are hashed when the store is closed (8 GiB).
-const HASHED_AT_CLOSE: u64 = if cfg!(test) { 64 } else { 1 << 21 };
 
 impl Core {
     /// Seals a frozen epoch that has no operation in it any more.
@@ -52,10 +50,11 @@ impl Core {
             self.disk.sync_all().map_err(Error::io("sync", "the store's file system"))?;
         }
         let mut grown: i64 = 0;
-        let mut hashable = self.hashable(epoch);
+        let (mut hashable, mut unhashed) = (HASHED_AT_ONCE, false);
         self.sync_layers(&layers)?;
         for layer in &layers {
             let summed = self.sum_layer(layer, &mut hashable)?;
+            unhashed |= !summed;
             grown += self.seal_layer(layer, &lineage, summed)?;
         }
         grown -= self.gone_chunks(epoch, parent)?;
@@ -65,7 +64,7 @@ impl Core {
         if let Some(row) = c.tree.get_mut(epoch) {
             chunks = row.base.unwrap_or(0).saturating_add_signed(grown);
             row.chunks = chunks;
-            row.sealed = true;
+            (row.sealed, row.unhashed) = (true, unhashed);
             rows.push((epoch_row(epoch), Some(json(row))));
         }
         c.sealing.insert(epoch);
@@ -81,6 +80,10 @@ impl Core {
         drop(c);
         self.commit(false)?;
         let mut c = self.control.lock();
+        // Before anybody can find it sealed, and merge it.
+        if unhashed {
+            self.work.lock().hash.push_back(epoch);
+        }
         c.sealing.remove(&epoch);
         if let Some(snapshot) = c.snapshots.get_mut(&epoch) {
             snapshot.durable = true;
@@ -107,13 +110,6 @@ impl Core {
             }
         }
         Ok(layers)
-    }
-
-    /// How many chunks of an epoch are to be hashed: all of a snapshot's. What the head has written since may be
-    /// anything up to the whole of a chain, and who closes the store waits: the scrub hashes the rest.
-    fn hashable(&self, epoch: EpochId) -> u64 {
-        let named = self.control.lock().snapshots.contains_key(&epoch);
-        if named || !self.closing.load(Ordering::Acquire) { u64::MAX } else { HASHED_AT_CLOSE }
     }
 
     /// Hashes what one layer has: the hashes are in the commit that says that it is final, or in one before. False when
@@ -236,42 +232,7 @@ mod tests {
 
     use crate::backend::{Backend, HeightQuery, NewInode, SnapshotOptions, Times};
     use crate::chunk::{OpenOptions, create_empty, open};
-    use crate::progress::Silent;
     use crate::types::{FileKind, Height, Ino};
-
-    /// What is too much to be hashed while somebody waits for the close is left to the scrub.
-    #[test]
-    fn the_scrub_hashes_what_closing_left() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store");
-        create_empty(&path, Path::new("/data")).unwrap();
-        let options = OpenOptions { no_background: true };
-        let (store, _) = open::open(&path, &options).unwrap();
-        let head = store.head();
-        let new =
-            NewInode { kind: FileKind::Regular, mode: 0o600, umask: 0, uid: 0, gid: 0, rdev: 0, target: b"" };
-        let mut inodes = Vec::new();
-        for name in ["a", "b", "c"] {
-            let ino = head.create(Ino::ROOT, OsStr::new(name), &new).unwrap().ino;
-            head.open_write(ino, Times::Touch).unwrap().write_at(&[3; 30 * 4096], 0).unwrap();
-            inodes.push(ino);
-        }
-        drop(head);
-        store.close().unwrap();
-        drop(store);
-        let (store, recovery) = open::open(&path, &options).unwrap();
-        assert!(recovery.clean);
-        let report = store.verify(None, &Silent).unwrap();
-        assert_eq!((report.bytes, report.unhashed_bytes), (60 * 4096, 30 * 4096));
-        store.core.scrub(&Silent).unwrap();
-        let report = store.verify(None, &Silent).unwrap();
-        assert_eq!((report.bytes, report.unhashed_bytes, report.damaged.len()), (90 * 4096, 0, 0));
-        for ino in inodes {
-            let mut found = vec![0; 30 * 4096];
-            store.head().open(ino).unwrap().read_at(&mut found, 0).unwrap();
-            assert!(found.iter().all(|&byte| byte == 3));
-        }
-    }
 
     /// A crash in the middle of sealing: one layer's row says sealed already, the epoch's does not.
     #[test]

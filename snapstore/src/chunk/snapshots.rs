@@ -25,6 +25,8 @@ use crate::types::{EpochId, Height, Ino};
 
 /// So many epochs may wait for sealing before the next snapshot does.
 const UNSEALED_MOST: usize = 16;
+/// So many may wait for their hashes.
+const UNHASHED_MOST: usize = 64;
 
 /// Where the head is, on the disk.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -242,12 +244,16 @@ impl Core {
     }
 
     /// Holds a snapshot back while more than [`UNSEALED_MOST`] epochs wait for sealing: each makes every look-up dearer.
+    /// While more than [`UNHASHED_MOST`] wait for their hashes too: else those that are deleted could be merged ever later.
     fn await_sealing(&self) {
         if self.background_off() {
             return;
         }
         let mut work = self.work.lock();
-        while work.seal.len() > UNSEALED_MOST && work.seal_failed.is_none() && !work.stop {
+        while (work.seal.len() > UNSEALED_MOST || work.hash.len() > UNHASHED_MOST)
+            && work.seal_failed.is_none()
+            && !work.stop
+        {
             self.done.wait_for(&mut work, std::time::Duration::from_millis(100));
         }
     }

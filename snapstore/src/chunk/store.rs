@@ -151,6 +151,7 @@ impl Backend for ChunkStore {
     }
 
     fn verify(&self, height: Option<Height>, progress: &dyn Progress) -> Result<VerifyReport> {
+        self.core.wait_hashed()?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         super::verify::verify(&self.core, height, threads, progress)
     }

@@ -1,7 +1,7 @@
 //! Hashes of chunks: what a sealed layer's data must be.
 //!
-//! When an epoch is sealed, each chunk of data in its layers is hashed, and the hashes go to the metadata in the
-//! commit that makes the epoch final, or in one before. They belong to the layer's *file*: rows that move from epoch
+//! When an epoch is sealed, or right after that ([`super::unhashed`]), each chunk of data in its layers is hashed, and the
+//! hashes go to the metadata in the commit that makes the layer *summed*, or in one before. They belong to the layer's *file*: rows that move from epoch
 //! to epoch leave them where they are, and folding moves those of the chunks that it copies.
 //!
 //! A chunk's hash is the BLAKE3 of its 4096 bytes (zeros behind the file's end), except that a chunk of zeros has the
@@ -30,8 +30,9 @@ const CHUNK: usize = CHUNK_SIZE as usize;
 /// So many chunks share an entry.
 pub(crate) const GROUP: u32 = 64;
 
-/// Hashes for this many bytes of entries may wait for a commit.
-const MOST_PENDING: usize = 16 << 20;
+/// Hashes for this many bytes of entries may wait for a commit: with what a commit takes beside them they are a part of
+/// the space that is set aside for a full disk.
+const MOST_PENDING: usize = 1 << 20;
 
 /// The hashes of [`GROUP`] neighbouring chunks of one file.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]

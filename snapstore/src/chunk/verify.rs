@@ -4,29 +4,26 @@
 //! suspected then: folding leaves bytes behind that nobody sees, and may go on meanwhile. So the files concerned are
 //! read again as each height shows them, which tells what is damaged where, by name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use roaring::RoaringBitmap;
 
 use super::compare::{compare, push_parts};
 use super::core::Core;
 use super::head::ChunkHead;
-use super::layer::{is_cut, scan_chunks};
 use super::lineage::Lineage;
 use super::rows::{DentryRow, InodeRow, Key, KeyKind, LayerRow, Row};
-use super::seal::Known;
 use super::snapshots::json;
 use super::tree::ViewTree;
+use super::unhashed::Hashing;
 use crate::backend::HeightQuery;
-use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::merkle::{self, Hash};
 use crate::progress::Progress;
-use crate::types::{CHUNK_SIZE, Height, Ino};
+use crate::types::{CHUNK_SIZE, EpochId, Height, Ino};
 use crate::verify::{self, Activity, Damage, ScrubResult, VerifyReport};
 
 /// A scrub reads so many bytes a second at most.
@@ -179,77 +176,31 @@ impl Core {
         Ok(found.suspects)
     }
 
-    /// Hashes what was adopted: from then on damage shows.
+    /// Hashes what has no hashes, mostly because it was adopted: from then on damage shows.
     pub(crate) fn sum_adopted(&self, progress: &dyn Progress) -> Result<()> {
-        let mut layers = Vec::new();
+        let mut layers: BTreeMap<EpochId, Vec<Ino>> = BTreeMap::new();
         self.meta.for_each_row(|key, epoch, value| {
             if let (KeyKind::Layer(ino), Some(bytes)) = (key.kind(), value)
                 && let Ok(row) = LayerRow::decode(bytes)
                 && row.sealed
                 && !row.summed
             {
-                layers.push((ino, epoch));
+                layers.entry(epoch).or_default().push(ino);
             }
             Ok(())
         })?;
-        for (ino, epoch) in layers {
-            // Nothing folds it meanwhile.
-            let _one = self.folding.lock();
-            if self.stopping.load(Ordering::Acquire) {
-                return Err(Error::Closed);
+        for (epoch, inodes) in layers {
+            let go_on = &mut |chunks: u64| {
+                progress.advance(chunks * CHUNK_SIZE);
+                !self.stopping.load(Ordering::Acquire)
+            };
+            match self.hash_layers(epoch, inodes, go_on)? {
+                Hashing::Done => {}
+                Hashing::Stopped => return Err(Error::Closed),
+                Hashing::NoRoom => break,
             }
-            let key = Key::layer(ino);
-            let Some(Some(bytes)) = self.meta.row_at(&key, epoch)? else { continue };
-            let mut row = LayerRow::decode(&bytes)?;
-            if !row.sealed || row.summed {
-                continue;
-            }
-            if row.size > 0 {
-                let path = row.file.path(ino);
-                let file = self.disk.open(&path).map_err(Error::io("open", &path))?;
-                if is_cut(&row, &*file, u64::MAX).map_err(Error::io("stat", &path))? {
-                    // Zeros would get a hash.
-                    continue;
-                }
-                let chunks = match &row.chunks {
-                    Some(chunks) => chunks.clone(),
-                    None => scan_chunks(&*file, row.size).map_err(Error::io("map", &path))?,
-                };
-                self.sum_unsummed(ino, &row, &*file, chunks, progress)?;
-                self.commit(false)?;
-            }
-            row.summed = true;
-            self.layers_changing();
-            self.meta.rewrite(|w| match w.get(&key, epoch)? {
-                Some(Some(now)) if now[..] == bytes[..] => w.put(&key, epoch, Some(&row.encode())),
-                _ => Ok(()),
-            })?;
-            self.layers_replaced(ino, &[epoch])?;
         }
         Ok(())
-    }
-
-    /// Hashes those chunks of a file that have no hash, piece by piece.
-    fn sum_unsummed(
-        &self,
-        ino: Ino,
-        row: &LayerRow,
-        file: &dyn DiskFile,
-        chunks: RoaringBitmap,
-        progress: &dyn Progress,
-    ) -> Result<()> {
-        let mut rest = chunks.iter();
-        loop {
-            let piece: RoaringBitmap = rest.by_ref().take(4096).collect();
-            if piece.is_empty() {
-                return Ok(());
-            }
-            if self.stopping.load(Ordering::Acquire) {
-                return Err(Error::Closed);
-            }
-            self.sum_file(ino, row.file, file, &piece, Known::Keep)?;
-            progress.advance(piece.len() * CHUNK_SIZE);
-        }
     }
 
     /// When the last scrub ended, and what it found.

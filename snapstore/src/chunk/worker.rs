@@ -1,7 +1,7 @@
-//! The background: commits every few seconds, sealing, reclaiming, removing files.
+//! The background: commits every few seconds, sealing, hashing, reclaiming, removing files.
 //!
-//! Three threads, so that a long reclaim never holds up a snapshot's durability, and a scrub neither. Without a background (tests, short
-//! calls on a store that is not mounted) whoever waits does the work.
+//! Four threads, so that nothing long ever holds up a snapshot's durability. Without a background (tests, short calls on
+//! a store that is not mounted) whoever waits does the work.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +29,7 @@ impl Workers {
         };
         let threads = vec![
             spawn("tmfs-seal", seal_loop)?,
+            spawn("tmfs-hash", hash_loop)?,
             spawn("tmfs-reclaim", reclaim_loop)?,
             spawn("tmfs-scrub", scrub_loop)?,
         ];
@@ -112,6 +113,22 @@ fn seal_loop(core: &Arc<Core>) {
     }
 }
 
+fn hash_loop(core: &Arc<Core>) {
+    loop {
+        {
+            let mut work = core.work.lock();
+            // A store that is being closed hashes by itself.
+            while !work.stop && (work.hash.is_empty() || core.stopping.load(Ordering::Acquire)) {
+                core.wake.wait_for(&mut work, Duration::from_secs(60));
+            }
+            if work.stop {
+                return;
+            }
+        }
+        core.report("hashing", core.hash_next().map(drop));
+    }
+}
+
 fn reclaim_loop(core: &Arc<Core>) {
     loop {
         let (remove, reclaim) = {
@@ -153,6 +170,7 @@ impl Core {
             // It may have been what a merge waited for.
             self.work.lock().reclaim = true;
         }
+        while self.hash_next()? {}
         let (remove, reclaim) = {
             let mut work = self.work.lock();
             (std::mem::take(&mut work.remove), std::mem::take(&mut work.reclaim))
@@ -169,12 +187,16 @@ impl Core {
     /// Waits until the background has nothing to do.
     pub(crate) fn settle(&self) -> Result<()> {
         self.commit(true)?;
+        let _hurry = self.hurry();
         loop {
             if self.background_off() {
                 self.work_off()?;
                 let work = self.work.lock();
-                if work.seal.is_empty() && work.remove.is_empty() && !work.reclaim {
+                if !work.has_some() {
                     return Ok(());
+                }
+                if self.stopping.load(Ordering::Acquire) {
+                    return Err(crate::Error::Closed);
                 }
                 continue;
             }
@@ -185,7 +207,7 @@ impl Core {
             if work.stop {
                 return Err(crate::Error::Closed);
             }
-            if work.seal.is_empty() && work.remove.is_empty() && !work.reclaim && work.busy == 0 {
+            if !work.has_some() {
                 return Ok(());
             }
             self.wake.notify_all();
@@ -216,7 +238,7 @@ impl Core {
         self.done.notify_all();
     }
 
-    fn report(&self, what: &str, done: Result<()>) {
+    pub(super) fn report(&self, what: &str, done: Result<()>) {
         if let Err(e) = done {
             tracing::error!("{what}: {e}");
             self.work.lock().last_error = Some(format!("{what}: {e}"));

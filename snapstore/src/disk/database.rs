@@ -88,7 +88,7 @@ impl Reserve {
     }
 
     /// Lets go of the space. False when that has been done.
-    fn spend(&self) -> bool {
+    pub(crate) fn spend(&self) -> bool {
         let _one = self.changing.lock();
         if self.spent.swap(true, Ordering::AcqRel) {
             return false;

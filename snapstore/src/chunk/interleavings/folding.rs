@@ -5,6 +5,7 @@ use shuttle::thread;
 use super::*;
 use crate::backend::SetAttr;
 use crate::chunk::lineage::Lineage;
+use crate::chunk::rows::{Key, KeyKind, LayerRow, Row};
 
 const CHUNK: usize = 4096;
 
@@ -107,4 +108,58 @@ fn folding_where_a_file_was_cut() {
         let size = Some(2 * CHUNK as u64 + 500);
         store.head().set_attr(ino(store), &SetAttr { size, ..SetAttr::default() }).expect("truncate");
     }));
+}
+
+/// What sealing left is hashed while its neighbours are merged, its snapshot is deleted, and all of it is read.
+#[test]
+fn hashing_beside_a_merge() {
+    let media = three(|store| write(store, 3, 3 * CHUNK as u64, CHUNK));
+    explore(move || {
+        let (_disk, store) = opened(&media);
+        let (one, three) = (at(&store, 1), at(&store, 3));
+        write(&store, 4, 0, 2 * CHUNK);
+        snapshot(&store, 4);
+        let epoch = store.core.work.lock().seal.pop_front().expect("an epoch to seal");
+        store.core.seal(epoch).expect("seal");
+        let four = at(&store, 4);
+        let hashing = {
+            let store = store.clone();
+            thread::spawn(move || {
+                assert!(store.core.hash_next().expect("hash"));
+            })
+        };
+        let reclaiming = {
+            let store = store.clone();
+            thread::spawn(move || {
+                store.delete(&[Height(2)], false).expect("delete");
+                store.core.reclaim(|| false).expect("reclaim");
+                store.delete(&[Height(3)], false).expect("delete");
+                store.core.reclaim(|| false).expect("reclaim");
+            })
+        };
+        let reading = {
+            let (store, four) = (store.clone(), four.clone());
+            thread::spawn(move || {
+                assert_eq!(live(&store), four);
+                assert_eq!(at(&store, 4), four);
+            })
+        };
+        for thread in [hashing, reclaiming, reading] {
+            thread.join().expect("a thread");
+        }
+        store.settle().expect("settle");
+        assert_eq!(layers_at(&store, 4), 2, "two snapshots are left");
+        assert_eq!((at(&store, 1), at(&store, 4), live(&store)), (one, four.clone(), four));
+        assert!(three != at(&store, 4));
+        let mut layers = 0;
+        let each = |key: &Key, _, value: Option<&[u8]>| {
+            if let (KeyKind::Layer(_), Some(bytes)) = (key.kind(), value) {
+                layers += 1;
+                assert!(LayerRow::decode(bytes)?.summed, "each has its hashes");
+            }
+            Ok(())
+        };
+        store.core.meta.for_each_row(each).expect("the rows");
+        assert!(layers >= 2);
+    });
 }

@@ -27,7 +27,7 @@ use redb::{ReadableDatabase, ReadableTable};
 
 use super::database::{
     CACHE_BYTES, CONTROL, ROWS, ReadView, RowWriter, SUMS, TOUCHED, database, guarded, live, open_value,
-    seal_value,
+    put_group, seal_value,
 };
 use super::lineage::Lineage;
 use super::rows::{Key, KeyKind, Row, split_epoch};
@@ -404,7 +404,8 @@ impl Meta {
         tables.stack.retain(|t| t.table().epoch != epoch || !t.table().is_empty());
     }
 
-    /// Writes rows of sealed epochs, which no memtable holds: what reclaim does. `change` gets a [`RowWriter`].
+    /// Writes rows of sealed epochs, which no memtable holds: what reclaim does. `change` gets a [`RowWriter`]. Hashes
+    /// that wait for a commit are in this one: rows may rely on them, and `change` may remove them.
     pub(crate) fn rewrite(&self, change: impl FnOnce(&mut RowWriter<'_>) -> Result<()>) -> Result<()> {
         let _one = self.committing.lock();
         self.check()?;
@@ -417,6 +418,9 @@ impl Meta {
                 control: txn.open_table(CONTROL).map_err(database)?,
                 sums: txn.open_table(SUMS).map_err(database)?,
             };
+            for (key, group) in self.pending_sums.lock().take() {
+                put_group(&mut writer.sums, &key, &group)?;
+            }
             change(&mut writer)?;
             self.newest.count(&mut writer.control)?
         };
@@ -426,6 +430,7 @@ impl Meta {
         let view = Arc::new(ReadView::new(&db)?);
         let mut tables = self.tables.write();
         tables.view = view;
+        self.pending_sums.lock().written();
         self.rewrites.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }

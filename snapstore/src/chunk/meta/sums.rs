@@ -14,6 +14,8 @@ impl Meta {
     pub(crate) fn put_sums(&self, key: [u8; 24], group: Group) -> bool {
         let mut pending = self.pending_sums.lock();
         pending.put(key, group);
+        // That commit has something to do.
+        self.applied.fetch_add(1, Ordering::AcqRel);
         pending.is_full()
     }
 

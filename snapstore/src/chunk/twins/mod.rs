@@ -82,7 +82,7 @@ impl Drop for Store {
 }
 
 /// A store with a file that holds `content`.
-fn with_file(content: &[u8]) -> (Arc<MemDisk>, Store, Ino) {
+pub(super) fn with_file(content: &[u8]) -> (Arc<MemDisk>, Store, Ino) {
     let disk = new_disk();
     let (store, _) = open_store(&disk).expect("open");
     let new =
@@ -93,7 +93,7 @@ fn with_file(content: &[u8]) -> (Arc<MemDisk>, Store, Ino) {
 }
 
 /// The first bytes of a live file.
-fn read(store: &Store, ino: Ino, len: usize) -> Vec<u8> {
+pub(super) fn read(store: &Store, ino: Ino, len: usize) -> Vec<u8> {
     let mut found = vec![0; len];
     assert_eq!(store.head().open(ino).expect("open").read_at(&mut found, 0).expect("read"), len);
     found

@@ -159,7 +159,7 @@ impl Core {
         Hurry(self)
     }
 
-    /// Whether none of these epochs waits for its hashes. They are made at once then.
+    /// Whether none of these epochs waits for its hashes. If space is short, they are made without giving way then.
     pub(super) fn are_hashed(&self, epochs: [EpochId; 2]) -> bool {
         let mut work = self.work.lock();
         let waiting: Vec<EpochId> = epochs.into_iter().filter(|epoch| work.hash.contains(epoch)).collect();
@@ -174,11 +174,14 @@ impl Core {
     /// Between two pieces: slowly, while programs read. False: it ends here.
     fn give_way(&self, pace: &mut Pace, chunks: u64) -> bool {
         let due = pace.since + Duration::from_secs_f64((chunks * CHUNK_SIZE) as f64 / GIVING_WAY);
+        let short_of_space = !self.has_plenty_of_space();
         let mut work = self.work.lock();
-        while self.reads.load(Ordering::Relaxed) != pace.reads
-            && !(work.is_in_a_hurry() || self.stopping.load(Ordering::Acquire))
-            && !self.wake.wait_until(&mut work, due).timed_out()
-        {}
+        while self.reads.load(Ordering::Relaxed) != pace.reads && !self.stopping.load(Ordering::Acquire) {
+            let hurry = work.is_in_a_hurry() || (short_of_space && !work.awaited.is_empty());
+            if hurry || self.wake.wait_until(&mut work, due).timed_out() {
+                break;
+            }
+        }
         let go_on = !work.stop;
         drop(work);
         *pace = Pace { since: Instant::now(), reads: self.reads.load(Ordering::Relaxed) };
@@ -359,11 +362,7 @@ impl Control {
 impl Work {
     /// Whether hashing gives way to nobody.
     fn is_in_a_hurry(&self) -> bool {
-        self.stop
-            || self.by_callers
-            || self.hurry > 0
-            || !self.awaited.is_empty()
-            || self.hash.len() > MANY_EPOCHS
+        self.stop || self.by_callers || self.hurry > 0 || self.hash.len() > MANY_EPOCHS
     }
 }
 

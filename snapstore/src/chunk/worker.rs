@@ -252,7 +252,7 @@ impl Core {
     }
 
     /// Whether there is no hurry with giving space back.
-    fn has_plenty_of_space(&self) -> bool {
+    pub(super) fn has_plenty_of_space(&self) -> bool {
         !self.meta.reserve.is_spent()
             && self.disk.stat_fs().is_ok_and(|space| space.blocks_available > space.blocks / 20)
     }

@@ -108,7 +108,7 @@ fn epochs_are_merged_when_both_have_their_hashes() {
     for _ in 0..2 {
         store.core.reclaim(|| false).unwrap();
         assert!(!merged(), "one of them is not hashed");
-        assert!(!store.core.work.lock().awaited.is_empty(), "and that is urgent");
+        assert!(!store.core.work.lock().awaited.is_empty(), "and it waits");
         assert!(store.core.hash_next().unwrap());
     }
     store.core.reclaim(|| false).unwrap();
@@ -263,7 +263,7 @@ fn the_background_hashes_unasked() {
 
 #[test]
 fn it_gives_way_to_programs_that_read_unless_somebody_waits() {
-    let (_disk, store, ino) = with_file(&[7; MUCH]);
+    let (disk, store, ino) = with_file(&[7; MUCH]);
     store.core.work.lock().by_callers = false;
     let before =
         |store: &Store| Pace { since: Instant::now(), reads: store.core.reads.load(Ordering::Relaxed) };
@@ -287,7 +287,14 @@ fn it_gives_way_to_programs_that_read_unless_somebody_waits() {
     store.core.work.lock().awaited.insert(EpochId(100));
     let mut pace = before(&store);
     read(&store, ino, CHUNK);
-    assert!(store.core.give_way(&mut pace, 1 << 40), "a merge waits");
+    disk.set_capacity(Some(disk.used() + 10));
+    assert!(store.core.give_way(&mut pace, 1 << 40), "a merge waits, and space is short");
+    disk.set_capacity(None);
+    let mut pace = before(&store);
+    let since = pace.since;
+    read(&store, ino, CHUNK);
+    assert!(store.core.give_way(&mut pace, 256));
+    assert!(since.elapsed() >= Duration::from_millis(15), "it is not");
     store.core.work.lock().awaited.clear();
     let mut pace = before(&store);
     read(&store, ino, CHUNK);

@@ -277,6 +277,12 @@ impl ReadView {
         Ok(())
     }
 
+    pub(super) fn has_groups(&self, ino: Ino, file: LayerFile) -> Result<bool> {
+        let (first, last) = (group_key(ino, file, 0), group_key(ino, file, u32::MAX));
+        let mut groups = self.sums.range::<&[u8]>(&first[..]..=&last[..]).map_err(database)?;
+        Ok(groups.next().transpose().map_err(database)?.is_some())
+    }
+
     /// The first chunk, from `from` on, in the groups `first..=last` that has the hash of something else than zeros.
     pub(super) fn next_data_sum(&self, first: &[u8; 24], last: &[u8; 24], from: u32) -> Result<Option<u32>> {
         for entry in self.sums.range::<&[u8]>(&first[..]..=&last[..]).map_err(database)? {

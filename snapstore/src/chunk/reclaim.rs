@@ -190,11 +190,14 @@ impl Core {
             // Empty ones go at once; of two with rows, both have to be final and to have their hashes.
             let empty = self.meta.touched(epoch, None, 1)?.is_empty();
             let sealed = self.control.lock().is_sealed(upper);
-            let merge = empty
-                || (sealed
-                    && !self.meta.touched(upper, None, 1)?.is_empty()
-                    && self.are_hashed([epoch, upper]));
-            if merge && !used.contains(&upper) && used.insert(epoch) {
+            let ready = empty || (sealed && !self.meta.touched(upper, None, 1)?.is_empty());
+            // One that is only not hashed yet is in a step all the same: an earlier try may have changed bytes of it that
+            // nobody sees, and a merge with what is below would.
+            if ready
+                && !used.contains(&upper)
+                && used.insert(epoch)
+                && (empty || self.are_hashed([epoch, upper]))
+            {
                 steps.push(Step::Merge { lower: epoch, upper });
             }
         }

@@ -52,6 +52,7 @@ impl Core {
         let mut grown: i64 = 0;
         let (mut hashable, mut unhashed) = (HASHED_AT_ONCE, false);
         self.sync_layers(&layers)?;
+        self.remove_leftovers(&layers)?;
         for layer in &layers {
             let summed = self.sum_layer(layer, &mut hashable)?;
             unhashed |= !summed;
@@ -110,6 +111,22 @@ impl Core {
             }
         }
         Ok(layers)
+    }
+
+    /// Removes the hashes that layers have before they are hashed for the first time: of a sealing that a crash has undone,
+    /// and of a file of the same name then.
+    fn remove_leftovers(&self, layers: &[Arc<Layer>]) -> Result<()> {
+        let mut left = Vec::new();
+        for layer in layers {
+            let name = layer.state.read().file;
+            if self.meta.has_sums(layer.ino, name)? {
+                left.push((layer.ino, name));
+            }
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        self.meta.rewrite(|w| left.iter().try_for_each(|&(ino, name)| w.remove_sums(ino, name)))
     }
 
     /// Hashes what one layer has: the hashes are in the commit that says that it is final, or in one before. False when

@@ -27,6 +27,8 @@ use crate::types::{EpochId, Height, Ino};
 const UNSEALED_MOST: usize = 16;
 /// So many may wait for their hashes.
 const UNHASHED_MOST: usize = 64;
+/// That holds a snapshot back for so long at most: hashing itself may have to wait for a fold.
+const FOR_HASHES: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Where the head is, on the disk.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -249,8 +251,10 @@ impl Core {
         if self.background_off() {
             return;
         }
+        let since = std::time::Instant::now();
         let mut work = self.work.lock();
-        while (work.seal.len() > UNSEALED_MOST || work.hash.len() > UNHASHED_MOST)
+        while (work.seal.len() > UNSEALED_MOST
+            || work.hash.len() > UNHASHED_MOST && since.elapsed() < FOR_HASHES)
             && work.seal_failed.is_none()
             && !work.stop
         {

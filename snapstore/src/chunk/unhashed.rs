@@ -217,6 +217,8 @@ impl Core {
         for ino in inodes {
             match self.hash_layer(ino, epoch, &mut hashed, go_on) {
                 Ok(Hashing::Done) => {}
+                // Not even that some layers are done: on a full disk nothing is written for this.
+                Ok(Hashing::NoRoom) => return Ok(Hashing::NoRoom),
                 Ok(ended) => {
                     self.store_hashed(epoch, hashed)?;
                     return Ok(ended);

@@ -42,6 +42,11 @@ impl Meta {
         self.view().groups(ino, file, each)
     }
 
+    /// Whether any hashes of a file are stored.
+    pub(crate) fn has_sums(&self, ino: Ino, file: LayerFile) -> Result<bool> {
+        self.view().has_groups(ino, file)
+    }
+
     /// The first chunk of a file, from one on, that has the hash of something else than zeros.
     pub(crate) fn next_data_sum(&self, ino: Ino, file: LayerFile, from: u32) -> Result<Option<u32>> {
         let (first, last) = (group_key(ino, file, from / GROUP), group_key(ino, file, u32::MAX));

@@ -410,3 +410,48 @@ fn a_snapshot_waits_while_too_many_are_not_hashed() {
     });
     store.core.work.lock().by_callers = true;
 }
+
+/// The same where the layer's row was not on the disk, so that recovery knows nothing of it.
+#[test]
+fn regression_hashes_that_are_older_than_the_layer() {
+    for len in [2 * CHUNK, MUCH] {
+        let (disk, store, ino) = with_file(&vec![7; len]);
+        store.head().open_write(ino, Times::Touch).unwrap().sync(false).unwrap();
+        let epoch = store.core.head().epoch;
+        let name = row(&store, ino, epoch).file;
+        let file = disk.open(&name.path(ino)).unwrap();
+        let chunks = (0..(len / CHUNK) as u32).collect();
+        store.core.sum_file(ino, name, &*file, &chunks, crate::chunk::seal::Known::Replace).unwrap();
+        store.core.meta.rewrite(|_| Ok(())).unwrap();
+        assert!(store.core.meta.has_sums(ino, name).unwrap());
+        // Another content, with a hole where there was data.
+        let file = store.head().open_write(ino, Times::Touch).unwrap();
+        file.write_at(&vec![8; len], 0).unwrap();
+        file.allocate(crate::backend::Allocate::PunchHole, CHUNK_SIZE, CHUNK_SIZE).unwrap();
+        sealed(&store, 1);
+        let wanted = [&[8; CHUNK][..], &[0; CHUNK], &vec![8; len - 2 * CHUNK]].concat();
+        assert_eq!(read(&store, ino, len), wanted);
+        store.settle().unwrap();
+        assert_eq!(read(&store, ino, len), wanted);
+        assert!(row(&store, ino, epoch).summed);
+        assert!(store.verify(None, &Silent).unwrap().damaged.is_empty());
+    }
+}
+
+/// Layers that are done already say so another time.
+#[test]
+fn a_full_disk_gets_no_rows_either() {
+    let (disk, store, ino) = with_file(&[7; MUCH]);
+    let other = store.head().create(Ino::ROOT, "g".as_ref(), &NEW).unwrap().ino;
+    write(&store, other, 9, MUCH);
+    let epoch = sealed(&store, 1);
+    let done = store.core.hash_epoch(epoch, &mut |_| {
+        disk.set_capacity(Some(disk.used()));
+        true
+    });
+    assert_eq!(done.unwrap(), Hashing::NoRoom);
+    assert!(!row(&store, ino, epoch).summed && !row(&store, other, epoch).summed);
+    disk.set_capacity(None);
+    assert!(store.core.hash_next().unwrap());
+    assert!(row(&store, ino, epoch).summed && row(&store, other, epoch).summed);
+}
